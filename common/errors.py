@@ -1,0 +1,75 @@
+"""What a user can do wrong, said in one line; and how a script ends."""
+
+import signal
+import sys
+from argparse import ArgumentTypeError
+
+
+class UserError(Exception):
+    """Something that the user can mend: one line that says what is wrong and what to do."""
+
+
+class Interrupted(Exception):
+    """Stopped by a signal, after saving: the line to print and the signal's number."""
+
+    def __init__(self, message, signum):
+        super().__init__(message)
+        self.signum = signum
+
+
+def fail(message):
+    """Raise ``message`` as a UserError; takes the place of argparse's usage block and exit.
+
+    :param str message: what is wrong, and what to do
+    :raises UserError: always
+    """
+    raise UserError(f"{message} (--help lists every option)")
+
+
+def exit_code(main):
+    """Run a script's main, and turn the ways in which it can end into exit codes.
+
+    :param Callable main: the script's ``main``
+    :return: 0 done, 2 the user's mistake (one line on stderr), 128 + n stopped by signal n
+    :rtype: int
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def number(kind, low, high=None):
+    """Make an argparse type that accepts numbers of one range and says so otherwise.
+
+    :param type kind: int or float
+    :param float low: the smallest value that is accepted
+    :param float high: the largest; None for no limit
+    :return: the converter from text
+    :rtype: Callable[[str], float]
+    """
+    words = "a whole number" if kind is int else "a number"
+    words += f" of at least {low}" if high is None else f" from {low} to {high}"
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        # inf is no useful setting; NaN fails both comparisons
+        if not (low <= value <= (sys.float_info.max if high is None else high)):
+            raise ArgumentTypeError(f"must be {words}, not {text!r}")
+        return value
+
+    return convert

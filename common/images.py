@@ -1,0 +1,90 @@
+"""Pictures: grids, captions, curves, PNG and GIF; each file written whole or not at all."""
+
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from common.run import replacing
+
+
+def to_grid(images, columns, scale=2, gap=2):
+    """Lay images out in rows, on one fixed range, so that two grids can be compared.
+
+    :param torch.Tensor images: (N, C, H, W), in [0, 1], C 1 or 3
+    :param int columns: images in a row; an unfinished last row is filled up with black
+    :param int scale: side of one image's pixel, in pixels
+    :param int gap: grey pixels around each image, before scaling
+    :return: the picture, uint8, (H', W', 3)
+    :rtype: numpy.ndarray
+    """
+    n, _, height, width = images.shape
+    rows = -(-n // columns)
+    images = images.detach().float().cpu().clamp(0, 1)
+    grid = torch.full((rows * columns, 3, height + gap, width + gap), 0.25)
+    grid[:, :, gap:, gap:] = 0
+    grid[:n, :, gap:, gap:] = images  # one channel is spread over three
+    grid = grid.view(rows, columns, 3, height + gap, width + gap)
+    grid = grid.permute(0, 3, 1, 4, 2).reshape(rows * (height + gap), columns * (width + gap), 3)
+    grid = (grid * 255).round().to(torch.uint8).numpy()
+    return grid.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def add_caption(picture, text):
+    """Write a line of text on a strip below a picture.
+
+    :param numpy.ndarray picture: uint8, (H, W, 3)
+    :param str text: one line
+    :return: uint8, (H + 22, W, 3)
+    :rtype: numpy.ndarray
+    """
+    height, width = picture.shape[:2]
+    canvas = Image.new("RGB", (width, height + 22))
+    canvas.paste(Image.fromarray(picture))
+    ImageDraw.Draw(canvas).text((6, height + 3), text, "white", ImageFont.load_default(14))
+    return np.asarray(canvas)
+
+
+def save_png(path, picture):
+    """Write a picture atomically.
+
+    :param pathlib.Path path: the file
+    :param numpy.ndarray picture: uint8, (H, W, 3)
+    """
+    with replacing(path) as part:
+        imageio.imwrite(part, picture, extension=".png")
+
+
+def save_gif(path, frames, seconds=12):
+    """Write an animation that repeats for ever and rests on its last frame; atomically.
+
+    :param pathlib.Path path: the file
+    :param list[numpy.ndarray] frames: uint8, (H, W, 3) each, all of one size
+    :param float seconds: length of one round, without the rest; a frame takes at most half a second
+    """
+    each = min(500, max(40, 1000 * seconds / len(frames)))  # milliseconds; viewers slow down < 40
+    durations = [each] * (len(frames) - 1) + [2000]
+    # 32 greys are enough for strokes, and keep a hundred frames below 3 MB.
+    with replacing(path) as part:
+        imageio.imwrite(
+            part, [frame // 8 * 8 for frame in frames], extension=".gif", duration=durations, loop=0
+        )
+
+
+def plot_curves(path, rows, panels):
+    """Plot columns of a table against its first one; atomically.
+
+    :param pathlib.Path path: the PNG file
+    :param list[dict] rows: one per epoch or step
+    :param list[tuple[str]] panels: the columns to draw, panel by panel
+    """
+    figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
+    against = next(iter(rows[0]))
+    for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name in names:
+            axes.plot([r[against] for r in rows], [r[name] for r in rows], marker=".", label=name)
+        axes.set_xlabel(against)
+        axes.legend()
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120)

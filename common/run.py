@@ -1,0 +1,165 @@
+"""The run folder: its name, its lock, metrics.json and metrics.csv; signals and exit codes."""
+
+import csv
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torchvision
+
+from common.device import describe_device
+from common.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks, so two runs in one folder go unnoticed there
+    fcntl = None
+
+
+def open_run(script, out=None, resume=None):
+    """Make the run folder, or take up an existing one, and lock it.
+
+    :param str script: name of the script, without .py
+    :param str out: the folder asked for; None for runs/SCRIPT/DATE-TIME
+    :param str resume: the folder of the run to go on with; ``out`` is then ignored
+    :return: the folder
+    :rtype: pathlib.Path
+    :raises UserError: if it isn't empty (and not resumed), can't be made, or is in use
+    """
+    folder = Path(resume or out or f"runs/{script}/{datetime.now():%Y%m%d-%H%M%S}")
+    try:
+        if not resume and folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} isn't empty: choose another --out, or --resume {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 (it stays open: it is the lock)
+    except (NotADirectoryError, FileExistsError):
+        raise UserError(f"{folder} is a file, not a folder: choose another --out") from None
+    except OSError as error:
+        raise UserError(f"can't write to {folder} ({error.strerror}): choose another") from error
+    try:
+        if fcntl:  # the kernel drops the lock with its process, so none is ever stale
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"{folder} is in use by another process: choose another --out") from None
+    _locks.append(lock)
+    return folder
+
+
+_locks = []  # open files, so that the locks are held until the process ends
+
+
+@contextmanager
+def replacing(path):
+    """Give a temporary path to write to, and move it to ``path`` once it is whole.
+
+    A reader sees the old file or the new one, never a half of either, whenever the process dies.
+
+    :param str path: the file to make or to replace; its folder is made if it's missing
+    :return: a context manager giving the temporary path, in the same folder, of the same suffix
+    :rtype: contextlib.AbstractContextManager[pathlib.Path]
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def finish(folder, script, args, argv, dataset, device, started, **found):
+    """Write metrics.json atomically, and print every file of the run, one per line.
+
+    :param pathlib.Path folder: the run folder
+    :param str script: name of the script, without .py
+    :param argparse.Namespace args: all arguments
+    :param list[str] argv: what was typed; None for sys.argv
+    :param str dataset: the dataset or pictures that were used
+    :param torch.device device: where it ran
+    :param float started: time.time() at the start of the work
+    :param object found: what was found; plain Python values
+    :return: what was written
+    :rtype: dict
+    """
+    typed = sys.argv[1:] if argv is None else argv
+    modules = {"torch": torch, "torchvision": torchvision, "numpy": np}
+    metrics = {
+        "command": shlex.join(["python", f"{script}.py", *map(str, typed)]),
+        "args": vars(args),
+        "dataset": dataset,
+        "device": describe_device(device),
+        "versions": {"python": platform.python_version()}
+        | {name: module.__version__ for name, module in modules.items()},
+        "seconds": round(time.time() - started, 1),
+        **found,
+    }
+    files = {f.relative_to(folder).as_posix() for f in folder.rglob("[!.]*") if f.is_file()}
+    metrics["files"] = sorted(files | {"metrics.json"})
+    with replacing(folder / "metrics.json") as part:
+        part.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    for name in metrics["files"]:
+        print(f"wrote    {folder / name}")
+    return metrics
+
+
+def write_csv(path, rows):
+    """Write a table atomically, one row per epoch or step.
+
+    :param pathlib.Path path: the file
+    :param list[dict] rows: at least one; the first one's keys are the header
+    """
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class Stop:
+    """Remembers that SIGINT or SIGTERM came; the training loop asks between two batches."""
+
+    signum = 0
+
+    def __call__(self):
+        """Tell whether to stop; under torchrun all processes get the same answer.
+
+        :return: the signal's number, 0 to go on
+        :rtype: int
+        """
+        if dist.is_initialized():
+            flag = torch.tensor([self.signum])
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            self.signum = int(flag)
+        return self.signum
+
+
+@contextmanager
+def watching_signals():
+    """Note SIGINT and SIGTERM instead of dying of them, until the block ends.
+
+    :return: a context manager giving the :class:`Stop` to ask
+    :rtype: contextlib.AbstractContextManager[Stop]
+    """
+    stop = Stop()
+
+    def note(signum, frame):
+        stop.signum = signum
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
