@@ -1,0 +1,460 @@
+"""Train a DCGAN (Radford et al. 2015, arXiv 1511.06434) that draws handwriting, 28 x 28 pixels.
+
+Two networks play against each other. The discriminator D tells data x from drawings G(z), the
+generator G turns noise z into drawings that D takes for data (Goodfellow et al. 2014,
+arXiv 1406.2661, the non-saturating form of section 3):
+
+    D:  min  -E_x[log D(x)] - E_z[log(1 - D(G(z)))]
+    G:  min  -E_z[log D(G(z))]
+
+    python train_dcgan.py --epochs 100 --cuda
+
+What this script's ancestor learnt: with BatchNorm1d after the linear layers the two stay in
+balance; without it G never catches up and all its drawings collapse into one. Watch it happen with
+--no-linear-bn, or look at results/README.md.
+
+Differences from the paper: 28 x 28 pixels, hence linear layers up to 5 x 5; sigmoid and [0, 1] in
+place of tanh and [-1, 1]; samples come from a moving average of G's weights (--ema 0 turns it off).
+"""
+
+import copy
+import sys
+import time
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from tqdm import tqdm
+
+from common.checkpoint import load_checkpoint, resume_args, save_checkpoint
+from common.data import EMNIST_SPLITS, NAMES, load_dataset
+from common.device import average_gradients, is_first, make_rng, ranks, set_up
+from common.errors import Interrupted, UserError, exit_code, fail, number
+from common.images import add_caption, plot_curves, save_gif, save_png, to_grid
+from common.layers import Linear, make_layer
+from common.run import finish, open_run, replacing, watching_signals, write_csv
+
+SCRIPT = "train_dcgan"
+SIDE = 28  # pixels
+COLUMNS = ("d_loss", "g_loss", "d_real", "d_fake")
+# What --resume may change: nothing here touches what the run has already learnt.
+FREE = {"epochs", "cuda", "compile", "gif_every", "checkpoint_every", "data_dir", "resume"}
+
+
+# ---------------------------------------------------------------------------------------- model
+
+
+def linear_layer(n_in, n_out, activation, use_batchnorm):
+    """Linear -> BatchNorm1d -> activation; a bias before BatchNorm would only be subtracted."""
+    layers = [Linear(n_in, n_out, bias=not use_batchnorm)]
+    return layers + [nn.BatchNorm1d(n_out)] * use_batchnorm + [activation]
+
+
+def scaled(width):
+    """Scale the four sizes of both networks: the linear layer's and the convolutions'."""
+    return (max(1, round(width * size)) for size in (1024, 256, 128, 64))
+
+
+class Generator(nn.Sequential):
+    """Turn noise into pictures.
+
+    :param int z_dim: length of the noise z, (N, z_dim)
+    :param int channels: of the pictures, (N, channels, 28, 28), in [0, 1]
+    :param float width: scales the channels of every layer
+    :param bool linear_bn: BatchNorm1d after the linear layers
+    """
+
+    def __init__(self, z_dim=100, channels=1, width=1.0, linear_bn=True):
+        hidden, c256, c128, c64 = scaled(width)
+        super().__init__(
+            *linear_layer(z_dim, hidden, nn.ReLU(inplace=True), linear_bn),  # (N, 1024)
+            *linear_layer(hidden, c256 * 5 * 5, nn.ReLU(inplace=True), linear_bn),  # (N, 6400)
+            nn.Unflatten(1, (c256, 5, 5)),  # (N, 256, 5, 5)
+            make_layer(c256, c128, kernel=3, stride=1, padding=0, deconv=True),  # (N, 128, 7, 7)
+            make_layer(c128, c64, kernel=4, stride=2, deconv=True),  # (N, 64, 14, 14)
+            nn.ConvTranspose2d(c64, channels, kernel_size=4, stride=2, padding=1),
+            nn.Sigmoid(),  # (N, C, 28, 28)
+        )
+
+
+class Discriminator(nn.Sequential):
+    """Tell data from drawings: the generator, mirrored.
+
+    :param int channels: of the pictures, (N, channels, 28, 28), in [0, 1]
+    :param float width: scales the channels of every layer
+    :param bool linear_bn: BatchNorm1d after the linear layer
+    """
+
+    def __init__(self, channels=1, width=1.0, linear_bn=True):
+        hidden, c256, c128, c64 = scaled(width)
+        super().__init__(
+            # No BatchNorm on the pictures themselves (section 3 of the paper): it oscillates.
+            make_layer(channels, c64, kernel=4, stride=2, use_batchnorm=False),  # (N, 64, 14, 14)
+            make_layer(c64, c128, kernel=4, stride=2),  # (N, 128, 7, 7)
+            make_layer(c128, c256, kernel=3, stride=1, padding=0),  # (N, 256, 5, 5)
+            nn.Flatten(),  # (N, 6400)
+            *linear_layer(c256 * 5 * 5, hidden, nn.LeakyReLU(0.2, inplace=True), linear_bn),
+            Linear(hidden, 1),  # (N, 1), a logit: the sigmoid is in the loss, where it is exact
+        )
+
+
+def init_weights(module):
+    """Draw weights from N(0, 0.02), as section 4 of the paper does; for ``Module.apply``."""
+    if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+# --------------------------------------------------------------------------------------- method
+
+
+def draw_z(n, z_dim, latent, rng):
+    """Draw noise for ``n`` pictures.
+
+    :param int n: how many
+    :param int z_dim: its length
+    :param str latent: "normal", N(0, 1), or "uniform", U(-1, 1)
+    :param torch.Generator rng: where it comes from, and the device that it is drawn on
+    :return: z, (n, z_dim)
+    :rtype: torch.Tensor
+    """
+    if latent == "normal":
+        return torch.randn(n, z_dim, generator=rng, device=rng.device)
+    return torch.rand(n, z_dim, generator=rng, device=rng.device) * 2 - 1
+
+
+def interpolate(a, b, n, latent):
+    """Walk from one z to another, both ends included.
+
+    Normal noise lies near a sphere, so its walk follows the sphere; a straight line would lead
+    through lengths that G has never seen (White 2016, arXiv 1609.04468).
+
+    :param torch.Tensor a: (z_dim,)
+    :param torch.Tensor b: (z_dim,)
+    :param int n: number of steps
+    :param str latent: as in :func:`draw_z`
+    :return: (n, z_dim)
+    :rtype: torch.Tensor
+    """
+    t = torch.linspace(0, 1, n, device=a.device)[:, None]
+    angle = torch.acos(torch.dot(a, b) / (a.norm() * b.norm()))
+    if latent == "uniform" or angle.sin() < 1e-3:
+        return (1 - t) * a + t * b
+    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+
+
+def bce(logits, target):
+    """Mean binary cross-entropy of logits against one label for all, 1 data or 0 drawing."""
+    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
+
+
+@torch.no_grad()
+def update_ema(ema, generator, decay):
+    """Move the averaged generator towards the current one: ema <- decay ema + (1 - decay) G."""
+    for mean, value in zip(ema.state_dict().values(), generator.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - decay)
+        else:
+            mean.copy_(value)  # BatchNorm's counter of batches
+
+
+def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args, stop, progress,
+          epoch):  # fmt: skip
+    """Train for one epoch, or for what is left of it.
+
+    All randomness is a function of (seed, epoch, rank), so that a resumed run needs no saved
+    state of any generator, and looking at samples can't change the weights.
+
+    :param torch.nn.Module generator: G
+    :param torch.nn.Module discriminator: D
+    :param torch.nn.Module ema: moving average of G, updated in place
+    :param torch.optim.Optimizer g_optimizer: of G's parameters
+    :param torch.optim.Optimizer d_optimizer: of D's parameters
+    :param torch.Tensor images: the data, uint8, (N, C, 28, 28), on the device
+    :param argparse.Namespace args: seed, batch_size, z_dim, latent, ema, amp, dry_run
+    :param Callable stop: asked between two batches; true to leave early
+    :param dict progress: "done", batches of this epoch that are behind us, and "totals", the sums
+        over them of D's loss, G's loss, D(x) and D(G(z)); both updated in place, and "whole" set:
+        whether the epoch was finished
+    :param int epoch: from 1
+    """
+    (rank, world), device, batch = ranks(), images.device, args.batch_size
+    steps = 1 if args.dry_run else len(images) // (batch * world)
+    order = torch.randperm(len(images), generator=make_rng("cpu", args.seed, epoch)).to(device)
+    rng = make_rng(device, args.seed, epoch, rank + 1)
+    # The sums stay on the device: reading one number per batch would make the GPU wait for us.
+    totals = torch.tensor(progress["totals"], device=device)
+    quiet = rank > 0 or not sys.stderr.isatty()
+    for step in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=quiet, unit="batch"):
+        z = draw_z(batch, args.z_dim, args.latent, rng)
+        if step < progress["done"]:
+            continue  # resumed within an epoch: only the noise has to be drawn again
+        first = (step * world + rank) * batch
+        real = images[order[first : first + batch]].float().div_(255)
+
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+            # ---------------------------------------------------------------------
+            # (1) D: data is 1, drawings are 0. Data and drawings go through D one
+            #     after the other, since BatchNorm would give away a mixed batch.
+            # ---------------------------------------------------------------------
+            fake = generator(z)
+            real_logits, fake_logits = discriminator(real), discriminator(fake.detach())
+            d_loss = bce(real_logits, 1.0) + bce(fake_logits, 0.0)
+        d_optimizer.zero_grad()
+        d_loss.backward()
+        average_gradients(discriminator)
+        d_optimizer.step()
+
+        # -------------------------------------------------------------------------
+        # (2) G: the same drawings should pass for data with the D just improved.
+        #     D's own gradients would be thrown away: frozen, they aren't computed.
+        # -------------------------------------------------------------------------
+        discriminator.requires_grad_(False)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+            g_loss = bce(discriminator(fake), 1.0)
+        g_optimizer.zero_grad()
+        g_loss.backward()
+        average_gradients(generator)
+        g_optimizer.step()
+        discriminator.requires_grad_(True)
+
+        # A fixed decay would remember the random first weights of a short run for too long.
+        seen = (epoch - 1) * steps + step
+        update_ema(ema, generator, min(args.ema, (1 + seen) / (10 + seen)))
+        with torch.no_grad():
+            scores = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
+            totals += torch.stack([d_loss, g_loss, *scores]).float()
+        progress["done"] = step + 1
+        if stop():
+            break
+    progress |= {"totals": totals.tolist(), "whole": progress["done"] == steps}
+
+
+@torch.no_grad()
+def test(ema, z, latent, epoch):
+    """Draw the same 64 samples as in every other epoch, and a walk along the first row.
+
+    :param torch.nn.Module ema: the generator to look at; put into eval mode, since in train mode
+        BatchNorm would make each sample depend on the others
+    :param torch.Tensor z: the fixed noise, (64, z_dim)
+    :param str latent: as in :func:`draw_z`
+    :param int epoch: for the caption
+    :return: the picture, uint8, (H, W, 3)
+    :rtype: numpy.ndarray
+    """
+    ema.eval()
+    grid = to_grid(ema(z), columns=8)
+    walk = to_grid(ema(interpolate(z[0], z[7], 8, latent)), columns=8)
+    text = f"epoch {epoch}      last row: a walk from sample 1 to sample 8"
+    return add_caption(np.concatenate([grid, np.full_like(grid[:12], 64), walk]), text)
+
+
+def sample(args, argv):
+    """Draw from a finished run, without training: a grid and an array.
+
+    :param argparse.Namespace args: sample (the run), n, seed, cuda, out
+    :param list[str] argv: what was typed
+    :return: what metrics.json holds
+    :rtype: dict
+    """
+    state, started = load_checkpoint(args.sample, SCRIPT), time.time()
+    saved, device = state["args"], set_up(args.cuda, args.seed)
+    folder = open_run(SCRIPT, args.out)
+    ema = Generator(saved["z_dim"], state["channels"], saved["width"], saved["linear_bn"])
+    ema.to(device).eval()
+    ema.load_state_dict(state["ema"])
+    z = draw_z(args.n, saved["z_dim"], saved["latent"], make_rng(device, args.seed))
+    with torch.no_grad():
+        images = torch.cat([ema(chunk).cpu() for chunk in z.split(1000)])
+    print(f"{args.n} samples of {args.sample}, trained for {len(state['history'])} epochs")
+    save_png(folder / "samples.png", to_grid(images[:1024], columns=8 if args.n <= 64 else 32))
+    with replacing(folder / "samples.npz") as part:
+        np.savez_compressed(part, images=(images * 255).round().byte().numpy())
+    return finish(folder, SCRIPT, args, argv, saved["dataset"], device, started)
+
+
+# ------------------------------------------------------------------------------------ the script
+
+
+def make_optimizer(model, args):
+    """Make the optimizer of one network: Adam as in the paper, or the ancestor's SGD."""
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), args.lr or 0.01, momentum=0.9, nesterov=True)
+    # Fused: one pass over the weights instead of a dozen, on a CPU too.
+    return torch.optim.Adam(
+        model.parameters(), args.lr or 2e-4, betas=(args.beta1, 0.999), fused=True
+    )
+
+
+# fmt: off
+def get_parser():
+    """Build the command line."""
+
+    class Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+        pass
+
+    parser = ArgumentParser(f"{SCRIPT}.py", description=__doc__, formatter_class=Formatter)
+    some, positive = number(int, 1), number(float, 1e-12)
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default="auto", choices=NAMES, help=(
+        "what to draw; auto is EMNIST from --data-dir, else downloaded, else the built-in glyphs"))
+    group.add_argument("--data-dir", default="data", help="where datasets are, or go to; "
+                       "for --dataset folder: a folder of class folders")
+    group.add_argument("--split", default="balanced", choices=EMNIST_SPLITS, help="EMNIST's split")
+    group.add_argument("--glyphs", type=some, default=20_000, help="how many glyphs to make")
+
+    group = parser.add_argument_group("model")
+    group.add_argument("--width", type=number(float, 0.02, 16), default=1.0,
+                       help="scale of all channels; 0.5 suits a small CPU")
+    group.add_argument("--z-dim", type=some, default=100, help="length of the noise z")
+    group.add_argument("--latent", default="normal", choices=("normal", "uniform"),
+                       help="distribution of z")
+    group.add_argument("--no-linear-bn", dest="linear_bn", action="store_false", default=True,
+                       help="leave out BatchNorm after the linear layers, and see it collapse")
+
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--epochs", type=some, default=20, help="passes over the data")
+    group.add_argument("--batch-size", type=number(int, 2), default=128,
+                       help="images per step and process")
+    group.add_argument("--optimizer", default="adam", choices=("adam", "sgd"),
+                       help="adam, or SGD with Nesterov momentum 0.9")
+    group.add_argument("--lr", type=positive, help="learning rate; 2e-4 for adam, 0.01 for sgd")
+    group.add_argument("--beta1", type=number(float, 0, 0.999), default=0.5,
+                       help="Adam's momentum; at 0.9 GANs oscillate")
+    group.add_argument("--ema", type=number(float, 0, 0.99999), default=0.999,
+                       help="decay of the moving average of G that is sampled; 0 for G itself")
+    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0,
+                       help="same seed, same machine, same result")
+    group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
+    group.add_argument("--amp", action="store_true", help="mixed precision, bfloat16")
+    group.add_argument("--compile", action="store_true", help="torch.compile both networks")
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
+    group.add_argument("--resume", metavar="RUN", help="go on from a run's last checkpoint")
+    group.add_argument("--sample", metavar="RUN", help="draw from a run's generator, no training")
+    group.add_argument("-n", type=some, default=64, help="how many to draw with --sample")
+    group.add_argument("--gif-every", type=some, default=1, help="epochs from frame to frame")
+    group.add_argument("--checkpoint-every", type=some, default=1,
+                       help="epochs from checkpoint to checkpoint")
+    group.add_argument("--dry-run", action="store_true",
+                       help="one batch of one epoch: does everything work?")
+    return parser
+# fmt: on
+
+
+def main(argv=None):
+    """Train, and look at what comes out.
+
+    :param list[str] argv: the command line; None for sys.argv
+    :return: what metrics.json holds
+    :rtype: dict
+    :raises UserError: for a mistake in the arguments or the data
+    """
+    parser = get_parser()
+    parser.error = fail
+    args, state = parser.parse_args(argv), None
+    if args.sample:
+        return sample(args, argv)
+    if args.resume:
+        state = load_checkpoint(args.resume, SCRIPT)
+        args = resume_args(parser, argv, state["args"], FREE)
+    elif args.dry_run:
+        args.epochs, args.batch_size, args.glyphs = 1, min(args.batch_size, 16), 64
+        args.dataset = "glyphs" if args.dataset == "auto" else args.dataset
+
+    device = set_up(args.cuda, args.seed)
+    _, world = ranks()
+    say = print if is_first() else lambda *_, **__: None
+    data = load_dataset(
+        args.dataset, args.data_dir, split=args.split, size=SIDE, glyphs=args.glyphs
+    )
+    args.dataset = data.name  # "auto" is decided once: a resumed run must find the same data
+    images, channels = data.images.to(device), data.images.shape[1]
+    if len(images) < args.batch_size * world:
+        raise UserError(f"{len(images)} images don't fill one batch: lower --batch-size")
+
+    folder = open_run(SCRIPT, args.out, args.resume) if is_first() else None
+    say(f"run      {folder}", flush=True)
+
+    generator = Generator(args.z_dim, channels, args.width, args.linear_bn)
+    discriminator = Discriminator(channels, args.width, args.linear_bn)
+    for network in (generator, discriminator):
+        # Channels last: the layout in which convolutions and BatchNorm are fastest.
+        network.apply(init_weights).to(device, memory_format=torch.channels_last)
+    ema = copy.deepcopy(generator)
+    g_optimizer, d_optimizer = make_optimizer(generator, args), make_optimizer(discriminator, args)
+    parts = {"generator": generator, "discriminator": discriminator, "ema": ema,
+             "g_optimizer": g_optimizer, "d_optimizer": d_optimizer}  # fmt: skip
+    epoch, history, progress = 1, [], {"done": 0, "totals": [0.0] * 4}
+    if state:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        epoch, history, progress = state["epoch"], state["history"], state["progress"]
+    networks = [torch.compile(n) if args.compile else n for n in (generator, discriminator)]
+    fixed_z = draw_z(64, args.z_dim, args.latent, make_rng(device, args.seed))
+
+    def look(epoch):
+        if is_first():
+            picture = test(ema, fixed_z, args.latent, epoch)
+            save_png(folder / "samples" / f"epoch_{epoch:03d}.png", picture)
+
+    def save():
+        if is_first():
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"script": SCRIPT, "args": vars(args), "channels": channels}
+            state |= {"epoch": epoch, "history": history, "progress": progress}
+            save_checkpoint(folder / "checkpoint.pt", state)
+
+    started = time.time()
+    if not state:
+        look(0)
+    with watching_signals() as stop:
+        while epoch <= args.epochs and not stop():
+            before, began = progress["done"], time.time()
+            train(*networks, ema, g_optimizer, d_optimizer, images, args, stop, progress, epoch)
+            steps = progress["done"]
+            if not np.isfinite(progress["totals"]).all():
+                raise UserError(f"a loss is no longer a number in epoch {epoch}: try a smaller "
+                                f"--lr; a checkpoint in {folder} is from before")  # fmt: skip
+            if not progress["whole"]:
+                continue  # a signal came: the loop ends
+            row = {"epoch": epoch}
+            for name, total in zip(COLUMNS, progress["totals"], strict=True):
+                row[name] = total / steps
+            speed = (steps - before) * args.batch_size * world / (time.time() - began)
+            history.append(row | {"images_per_second": round(speed, 1)})
+            say(f"epoch {epoch:3d}   D loss {row['d_loss']:.3f}   G loss {row['g_loss']:.3f}   "
+                f"D(x) {row['d_real']:.2f}   D(G(z)) {row['d_fake']:.2f}   {speed:,.0f} images/s",
+                flush=True)  # fmt: skip
+            if row["d_real"] > 0.95 and row["d_fake"] < 0.05:
+                say("warning: the discriminator has won, so the generator learns little from it: "
+                    "try a smaller --lr, or more data", file=sys.stderr)  # fmt: skip
+            look(epoch)
+            epoch, progress = epoch + 1, {"done": 0, "totals": [0.0] * 4}
+            if epoch > args.epochs or (epoch - 1) % args.checkpoint_every == 0:
+                save()
+    if stop.signum:
+        save()
+        raise Interrupted(f"stopped in epoch {epoch} and saved; go on with: python {SCRIPT}.py "
+                          f"--resume {folder}", stop.signum)  # fmt: skip
+    if not is_first():
+        return {}
+
+    write_csv(folder / "metrics.csv", history)
+    plot_curves(folder / "losses.png", history, [COLUMNS[:2], COLUMNS[2:]])
+    shown = sorted({*range(0, epoch, args.gif_every), epoch - 1})
+    frames = [folder / "samples" / f"epoch_{e:03d}.png" for e in shown]
+    save_gif(folder / "epochs.gif", [imageio.imread(f) for f in frames if f.is_file()])
+    return finish(folder, SCRIPT, args, argv, data.name, device, started, epochs=history)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
