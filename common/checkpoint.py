@@ -1,6 +1,6 @@
 """Save and load checkpoints: atomically, and without executing what a file may hold."""
 
-import pickle
+import errno
 import zipfile
 from pathlib import Path
 
@@ -15,9 +15,14 @@ def save_checkpoint(path, state):
 
     :param str path: the file, usually RUN/checkpoint.pt
     :param dict state: tensors, and plain Python values: numbers, strings, lists, dicts
+    :raises OSError: if it can't be written; an earlier file is still there, then
     """
     with replacing(path) as part:
-        torch.save(state, part)
+        try:
+            torch.save(state, part)
+        except RuntimeError as error:  # what torch makes of a full disk or a missing permission
+            why = "can't be written: is the disk full, or the folder read-only?"
+            raise OSError(errno.EIO, why, str(path)) from error
 
 
 def load_checkpoint(path, script):
@@ -34,9 +39,11 @@ def load_checkpoint(path, script):
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: give the folder of an earlier run")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch compares no checksums: a flipped bit would be a weight
+                raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, IndexError,
-            pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip
+    except Exception as error:  # whatever torch and zipfile make of a damaged file
         raise UserError(
             f"{path} is not a readable checkpoint ({type(error).__name__}): "
             "it may be cut short or of another program; start a new run"
@@ -62,5 +69,6 @@ def resume_args(parser, argv, saved, free):
     args = parser.parse_args(argv)
     changed = [name for name in saved if name not in free and getattr(args, name) != saved[name]]
     if changed:
-        raise UserError(f"--resume keeps the run's own {', '.join(changed)}: leave that out")
+        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+        raise UserError(f"--resume keeps the run's own {flags}: leave that out")
     return args

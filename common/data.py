@@ -20,6 +20,7 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
+from common.checkpoint import save_checkpoint
 from common.device import is_first, share_from_first
 from common.errors import UserError
 from common.glyphs import CLASSES as GLYPH_CLASSES
@@ -109,8 +110,7 @@ def load_half(name, data_dir, train, split, size, channels, glyphs):
     images = fit(images, size, channels)
     state = {"stamp": stamp, "images": images, "labels": labels, "classes": classes}
     try:
-        with replacing(cache) as part:
-            torch.save(state, part)
+        save_checkpoint(cache, state)
     except OSError as error:  # a read-only data folder costs time, not the run
         print(f"warning: no cache written ({error.strerror}: {cache})", file=sys.stderr)
     return Dataset(name, images, labels, classes)
@@ -169,7 +169,7 @@ def unpack(packed, file):
     try:
         with replacing(file) as part, gzip.open(packed) as source, open(part, "wb") as target:
             shutil.copyfileobj(source, target)
-    except (EOFError, OSError, zlib.error) as error:  # a broken archive raises one of the three
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:  # a full disk is no damage
         raise UserError(f"{packed} is damaged ({error}): delete it and fetch it again") from error
 
 
@@ -189,13 +189,14 @@ def read_files(name, root, half, split, size):
     :raises UserError: if a file is damaged
     """
     if name == "folder":
-        return read_folder(root / half if (root / half).is_dir() else root, size or 32)
+        part = root / half if (root / half).is_dir() else root
+        return read_folder(part, find_files(name, root, half, split), size or 32)
     try:
         dataset = open_with_torchvision(name, root, half, split)
         images = torch.as_tensor(dataset.data)
         labels = torch.as_tensor(dataset.targets).long()
     except Exception as error:  # torchvision lets through whatever a damaged file sets off
-        images, labels, why = torch.empty(0), torch.empty(0), type(error).__name__
+        images, labels, why = torch.empty(0, 0, 0), torch.empty(0), type(error).__name__
     else:
         why = f"{len(images)} images, {len(labels)} labels"
     # torchvision calls MNIST's classes "0 - zero"
@@ -211,10 +212,12 @@ def read_files(name, root, half, split, size):
     return images.contiguous(), labels, classes
 
 
-def read_folder(part, size):
+def read_folder(part, files, size):
     """Decode a folder of class folders: upright, shorter side resized to ``size``, centre kept."""
-    pictures, folder = [], datasets.ImageFolder(part, allow_empty=True)
-    for path, _ in folder.samples:
+    # A folder without pictures is no class: our own cache/ is one.
+    pictures, names = [], [file.relative_to(part).parts[0] for file in files]
+    classes = sorted(set(names))
+    for path in files:
         try:
             with Image.open(path) as file:
                 picture = ImageOps.exif_transpose(file).convert("RGB")
@@ -222,7 +225,7 @@ def read_folder(part, size):
             raise UserError(f"{path} is not a readable picture: mend or remove it") from error
         pictures.append(np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BOX)))
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(folder.targets), folder.classes
+    return images, torch.tensor([classes.index(name) for name in names]), classes
 
 
 def fit(images, size, channels):

@@ -97,7 +97,7 @@ def make_rng(device, *key):
     A stream that is a function of its key needs no saved state: a resumed run makes it again.
 
     :param torch.device device: where the random numbers are wanted
-    :param int key: non-negative integers; different keys give independent streams
+    :param int key: non-negative integers; different keys of one length give independent streams
     :return: the generator
     :rtype: torch.Generator
     """

@@ -2,7 +2,12 @@
 
 import signal
 import sys
-from argparse import ArgumentTypeError
+from argparse import (
+    ArgumentDefaultsHelpFormatter,
+    ArgumentParser,
+    ArgumentTypeError,
+    RawDescriptionHelpFormatter,
+)
 
 
 class UserError(Exception):
@@ -17,13 +22,29 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-def fail(message):
-    """Raise ``message`` as a UserError; takes the place of argparse's usage block and exit.
+class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Keep the description's lines, and name the defaults that say something."""
 
-    :param str message: what is wrong, and what to do
-    :raises UserError: always
+    def _get_help_string(self, action):
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+
+def make_parser(script, description):
+    """Make a parser without arguments, whose errors are one line instead of a usage block.
+
+    :param str script: name of the script, without .py
+    :param str description: its docstring, kept as it is
+    :return: the parser; its ``error`` raises :class:`UserError`
+    :rtype: argparse.ArgumentParser
     """
-    raise UserError(f"{message} (--help lists every option)")
+
+    def fail(message):
+        raise UserError(f"{message} (--help lists every option)")
+
+    parser = ArgumentParser(f"{script}.py", description=description, formatter_class=HelpFormatter)
+    parser.error = fail
+    return parser
 
 
 def exit_code(main):

@@ -1,6 +1,5 @@
 """Pictures: grids, captions, curves, PNG and GIF; each file written whole or not at all."""
 
-import imageio.v3 as imageio
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -53,23 +52,25 @@ def save_png(path, picture):
     :param numpy.ndarray picture: uint8, (H, W, 3)
     """
     with replacing(path) as part:
-        imageio.imwrite(part, picture, extension=".png")
+        Image.fromarray(picture).save(part)
 
 
 def save_gif(path, frames, seconds=12):
     """Write an animation that repeats for ever and rests on its last frame; atomically.
 
     :param pathlib.Path path: the file
-    :param list[numpy.ndarray] frames: uint8, (H, W, 3) each, all of one size
+    :param list[pathlib.Path] frames: pictures of one size; those that are not there are left out
     :param float seconds: length of one round, without the rest; a frame takes at most half a second
     """
+    frames = [np.asarray(Image.open(frame)) for frame in frames if frame.is_file()]
+    if not frames:
+        return
     each = min(500, max(40, 1000 * seconds / len(frames)))  # milliseconds; viewers slow down < 40
     durations = [each] * (len(frames) - 1) + [2000]
     # 32 greys are enough for strokes, and keep a hundred frames below 3 MB.
+    first, *rest = [Image.fromarray(frame // 8 * 8) for frame in frames]
     with replacing(path) as part:
-        imageio.imwrite(
-            part, [frame // 8 * 8 for frame in frames], extension=".gif", duration=durations, loop=0
-        )
+        first.save(part, save_all=True, append_images=rest, duration=durations, loop=0)
 
 
 def plot_curves(path, rows, panels):

@@ -35,7 +35,8 @@ class Linear(nn.Linear):
             torch.compiler.is_compiling()
             or x.device.type != "cpu"
             or not x.dtype == self.weight.dtype == torch.float32
-            or x.ndim != 2
+            or x.shape[1:] != self.weight.shape[1:]
+            or len(x) == 0  # oneDNN has no empty products, and no good word for a wrong size
             or torch.is_autocast_enabled("cpu")
             or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
         ):

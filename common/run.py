@@ -31,12 +31,16 @@ def open_run(script, out=None, resume=None):
 
     :param str script: name of the script, without .py
     :param str out: the folder asked for; None for runs/SCRIPT/DATE-TIME
-    :param str resume: the folder of the run to go on with; ``out`` is then ignored
+    :param str resume: the run to go on with, its folder or its checkpoint; ``out`` is then ignored
     :return: the folder
     :rtype: pathlib.Path
     :raises UserError: if it isn't empty (and not resumed), can't be made, or is in use
     """
-    folder = Path(resume or out or f"runs/{script}/{datetime.now():%Y%m%d-%H%M%S}")
+    now = f"{datetime.now():%Y%m%d-%H%M%S}"
+    while not (resume or out) and Path(f"runs/{script}/{now}").exists():
+        now += "b"  # another run began in the same second
+    folder = Path(resume or out or f"runs/{script}/{now}")
+    folder = folder.parent if resume and folder.is_file() else folder
     try:
         if not resume and folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} isn't empty: choose another --out, or --resume {folder}")
@@ -46,16 +50,18 @@ def open_run(script, out=None, resume=None):
         raise UserError(f"{folder} is a file, not a folder: choose another --out") from None
     except OSError as error:
         raise UserError(f"can't write to {folder} ({error.strerror}): choose another") from error
+    _locks.pop(folder.resolve(), None)  # this process's own, of an earlier run in the folder
     try:
         if fcntl:  # the kernel drops the lock with its process, so none is ever stale
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise UserError(f"{folder} is in use by another process: choose another --out") from None
-    _locks.append(lock)
+    _locks[folder.resolve()] = lock
+    print(f"run      {folder}", flush=True)
     return folder
 
 
-_locks = []  # open files, so that the locks are held until the process ends
+_locks = {}  # by folder, the open file: its lock is held until the process ends
 
 
 @contextmanager
@@ -119,8 +125,10 @@ def write_csv(path, rows):
     """Write a table atomically, one row per epoch or step.
 
     :param pathlib.Path path: the file
-    :param list[dict] rows: at least one; the first one's keys are the header
+    :param list[dict] rows: the first one's keys are the header; without a row nothing is written
     """
+    if not rows:
+        return
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

@@ -1,0 +1,114 @@
+"""Where it runs and where randomness comes from: streams that repeat, one warning, no surprise."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from common.device import average_gradients, is_first, make_rng, ranks, set_up, share_from_first
+
+
+@pytest.fixture(autouse=True)
+def unchanged(monkeypatch):
+    """Give the next test the process as it was, and this one no GPU and no torchrun."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # set_up sets it; so it is taken back
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    deterministic = torch.backends.cudnn.deterministic
+    yield
+    torch.set_flush_denormal(False)
+    torch.backends.cudnn.deterministic = deterministic
+
+
+def draw(*key, n=1000):
+    """Draw from a stream.
+
+    :return: (n,), uniform in [0, 1)
+    :rtype: torch.Tensor
+    """
+    return torch.rand(n, generator=make_rng("cpu", *key))
+
+
+def test_a_stream_is_a_function_of_its_key():
+    """A resumed run draws what the first one drew, whatever was drawn in between."""
+    first = draw(3, 7)
+    draw(3, 8)
+    torch.rand(5)
+    assert torch.equal(first, draw(3, 7))
+
+
+def test_streams_are_independent():
+    """Neighbouring seeds, epochs and ranks share no numbers and are not correlated."""
+    keys = [
+        (seed, epoch, rank) for seed in (0, 1, 2**32 - 1) for epoch in (1, 2) for rank in (1, 2)
+    ]
+    drawn = torch.stack([draw(*key) for key in keys])
+    assert drawn.unique().numel() > 0.99 * drawn.numel()  # 2^24 values: a few fall together
+    correlation = torch.corrcoef(drawn) - torch.eye(len(keys))
+    assert correlation.abs().max() < 0.15  # 0.03 is one sigma at 1,000 numbers
+    assert torch.allclose(drawn.mean(1), torch.tensor(0.5), atol=0.05)
+
+
+def test_streams_leave_the_global_generator_alone():
+    """Drawing samples to look at can't change what is drawn elsewhere."""
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    draw(1, 2)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_missing_gpu_costs_one_warning(capsys):
+    """--cuda without a GPU says so once and goes on with the CPU."""
+    assert set_up(cuda=True, seed=0) == torch.device("cpu")
+    out, error = capsys.readouterr()
+    assert error.startswith("warning: --cuda was given")
+    assert error.count("\n") == 1
+    assert out == f"device   cpu ({torch.get_num_threads()} threads)\n"
+
+
+def test_a_cpu_needs_no_warning(capsys):
+    """Who asks for no GPU reads nothing about one."""
+    assert set_up(cuda=False, seed=0) == torch.device("cpu")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**32 - 1])
+def test_set_up_seeds_everything(seed):
+    """Python, NumPy and PyTorch repeat themselves for the same seed, and not for another."""
+
+    def numbers(seed):
+        set_up(cuda=False, seed=seed)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    first = numbers(seed)
+    assert numbers(seed) == first
+    assert all(a != b for a, b in zip(first, numbers(seed - 1 if seed else 1), strict=True))
+
+
+def test_denormal_numbers_are_flushed():
+    """Training does not slow down when numbers get too small to matter."""
+    set_up(cuda=False, seed=0)
+    assert torch.tensor(1e-30) * torch.tensor(1e-12) == 0
+
+
+def test_one_process_is_the_first_and_only_one():
+    """Without torchrun the same code runs, and averages nothing."""
+    assert (ranks(), is_first()) == ((0, 1), True)
+    assert share_from_first(["emnist"]) == ["emnist"]
+    layer = torch.nn.Linear(3, 2)
+    layer(torch.randn(4, 3)).sum().backward()
+    layer.bias.grad = None  # a parameter without a gradient is no obstacle
+    before = layer.weight.grad.clone()
+    average_gradients(layer)
+    assert torch.equal(layer.weight.grad, before)
+    assert layer.bias.grad is None
+
+
+def test_only_the_first_rank_speaks(monkeypatch, capsys):
+    """Of many processes that torchrun starts, one prints the device and the warning."""
+    monkeypatch.setenv("RANK", "1")
+    set_up(cuda=True, seed=0)
+    assert capsys.readouterr() == ("", "")
