@@ -20,6 +20,7 @@ format: .venv/ready
 # Made on first use, and again only when requirements.txt changes.
 .venv/ready: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'installing requirements.txt into .venv: some 5 GB, a few minutes'
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@

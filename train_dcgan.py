@@ -20,9 +20,8 @@ place of tanh and [-1, 1]; samples come from a moving average of G's weights (--
 import copy
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import BooleanOptionalAction
 
-import imageio.v3 as imageio
 import numpy as np
 import torch
 from torch import nn
@@ -32,7 +31,7 @@ from tqdm import tqdm
 from common.checkpoint import load_checkpoint, resume_args, save_checkpoint
 from common.data import EMNIST_SPLITS, NAMES, load_dataset
 from common.device import average_gradients, is_first, make_rng, ranks, set_up
-from common.errors import Interrupted, UserError, exit_code, fail, number
+from common.errors import Interrupted, UserError, exit_code, make_parser, number
 from common.images import add_caption, plot_curves, save_gif, save_png, to_grid
 from common.layers import Linear, make_layer
 from common.run import finish, open_run, replacing, watching_signals, write_csv
@@ -50,7 +49,9 @@ FREE = {"epochs", "cuda", "compile", "gif_every", "checkpoint_every", "data_dir"
 def linear_layer(n_in, n_out, activation, use_batchnorm):
     """Linear -> BatchNorm1d -> activation; a bias before BatchNorm would only be subtracted."""
     layers = [Linear(n_in, n_out, bias=not use_batchnorm)]
-    return layers + [nn.BatchNorm1d(n_out)] * use_batchnorm + [activation]
+    if use_batchnorm:
+        layers.append(nn.BatchNorm1d(n_out))
+    return [*layers, activation]
 
 
 def scaled(width):
@@ -190,7 +191,7 @@ def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args,
     rng = make_rng(device, args.seed, epoch, rank + 1)
     # The sums stay on the device: reading one number per batch would make the GPU wait for us.
     totals = torch.tensor(progress["totals"], device=device)
-    quiet = rank > 0 or not sys.stderr.isatty()
+    quiet = rank > 0 or None  # None: only where there is a terminal
     for step in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=quiet, unit="batch"):
         z = draw_z(batch, args.z_dim, args.latent, rng)
         if step < progress["done"]:
@@ -238,7 +239,7 @@ def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args,
 
 @torch.no_grad()
 def test(ema, z, latent, epoch):
-    """Draw the same 64 samples as in every other epoch, and a walk along the first row.
+    """Draw the same 64 samples as in every other epoch, and a walk from the first to the last.
 
     :param torch.nn.Module ema: the generator to look at; put into eval mode, since in train mode
         BatchNorm would make each sample depend on the others
@@ -250,8 +251,8 @@ def test(ema, z, latent, epoch):
     """
     ema.eval()
     grid = to_grid(ema(z), columns=8)
-    walk = to_grid(ema(interpolate(z[0], z[7], 8, latent)), columns=8)
-    text = f"epoch {epoch}      last row: a walk from sample 1 to sample 8"
+    walk = to_grid(ema(interpolate(z[0], z[-1], 8, latent)), columns=8)
+    text = f"epoch {epoch}      last row: a walk from the first sample to the last"
     return add_caption(np.concatenate([grid, np.full_like(grid[:12], 64), walk]), text)
 
 
@@ -286,20 +287,15 @@ def make_optimizer(model, args):
     """Make the optimizer of one network: Adam as in the paper, or the ancestor's SGD."""
     if args.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), args.lr or 0.01, momentum=0.9, nesterov=True)
+    betas = (args.beta1, 0.999)
     # Fused: one pass over the weights instead of a dozen, on a CPU too.
-    return torch.optim.Adam(
-        model.parameters(), args.lr or 2e-4, betas=(args.beta1, 0.999), fused=True
-    )
+    return torch.optim.Adam(model.parameters(), args.lr or 2e-4, betas, fused=True)
 
 
 # fmt: off
 def get_parser():
     """Build the command line."""
-
-    class Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-        pass
-
-    parser = ArgumentParser(f"{SCRIPT}.py", description=__doc__, formatter_class=Formatter)
+    parser = make_parser(SCRIPT, __doc__)
     some, positive = number(int, 1), number(float, 1e-12)
 
     group = parser.add_argument_group("data")
@@ -316,8 +312,8 @@ def get_parser():
     group.add_argument("--z-dim", type=some, default=100, help="length of the noise z")
     group.add_argument("--latent", default="normal", choices=("normal", "uniform"),
                        help="distribution of z")
-    group.add_argument("--no-linear-bn", dest="linear_bn", action="store_false", default=True,
-                       help="leave out BatchNorm after the linear layers, and see it collapse")
+    group.add_argument("--linear-bn", action=BooleanOptionalAction, default=True,
+                       help="BatchNorm after the linear layers; without it G collapses")
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=some, default=20, help="passes over the data")
@@ -359,7 +355,6 @@ def main(argv=None):
     :raises UserError: for a mistake in the arguments or the data
     """
     parser = get_parser()
-    parser.error = fail
     args, state = parser.parse_args(argv), None
     if args.sample:
         return sample(args, argv)
@@ -373,17 +368,13 @@ def main(argv=None):
     device = set_up(args.cuda, args.seed)
     _, world = ranks()
     say = print if is_first() else lambda *_, **__: None
-    data = load_dataset(
-        args.dataset, args.data_dir, split=args.split, size=SIDE, glyphs=args.glyphs
-    )
+    data = load_dataset(args.dataset, args.data_dir, True, args.split, SIDE, glyphs=args.glyphs)
     args.dataset = data.name  # "auto" is decided once: a resumed run must find the same data
     images, channels = data.images.to(device), data.images.shape[1]
     if len(images) < args.batch_size * world:
         raise UserError(f"{len(images)} images don't fill one batch: lower --batch-size")
 
     folder = open_run(SCRIPT, args.out, args.resume) if is_first() else None
-    say(f"run      {folder}", flush=True)
-
     generator = Generator(args.z_dim, channels, args.width, args.linear_bn)
     discriminator = Discriminator(channels, args.width, args.linear_bn)
     for network in (generator, discriminator):
@@ -404,7 +395,7 @@ def main(argv=None):
     def look(epoch):
         if is_first():
             picture = test(ema, fixed_z, args.latent, epoch)
-            save_png(folder / "samples" / f"epoch_{epoch:03d}.png", picture)
+            save_png(folder / f"samples/epoch_{epoch:03d}.png", picture)
 
     def save():
         if is_first():
@@ -412,47 +403,46 @@ def main(argv=None):
             state |= {"script": SCRIPT, "args": vars(args), "channels": channels}
             state |= {"epoch": epoch, "history": history, "progress": progress}
             save_checkpoint(folder / "checkpoint.pt", state)
+            write_csv(folder / "metrics.csv", history)
 
     started = time.time()
     if not state:
         look(0)
+    if is_first():
+        save_png(folder / "data.png", to_grid(images[:64] / 255, columns=8))
     with watching_signals() as stop:
         while epoch <= args.epochs and not stop():
             before, began = progress["done"], time.time()
             train(*networks, ema, g_optimizer, d_optimizer, images, args, stop, progress, epoch)
             steps = progress["done"]
-            if not np.isfinite(progress["totals"]).all():
+            means = [total / steps for total in progress["totals"]]
+            if not np.isfinite(means).all():
                 raise UserError(f"a loss is no longer a number in epoch {epoch}: try a smaller "
                                 f"--lr; a checkpoint in {folder} is from before")  # fmt: skip
             if not progress["whole"]:
-                continue  # a signal came: the loop ends
-            row = {"epoch": epoch}
-            for name, total in zip(COLUMNS, progress["totals"], strict=True):
-                row[name] = total / steps
+                break  # a signal came
             speed = (steps - before) * args.batch_size * world / (time.time() - began)
-            history.append(row | {"images_per_second": round(speed, 1)})
-            say(f"epoch {epoch:3d}   D loss {row['d_loss']:.3f}   G loss {row['g_loss']:.3f}   "
-                f"D(x) {row['d_real']:.2f}   D(G(z)) {row['d_fake']:.2f}   {speed:,.0f} images/s",
-                flush=True)  # fmt: skip
-            if row["d_real"] > 0.95 and row["d_fake"] < 0.05:
+            history.append({"epoch": epoch, **dict(zip(COLUMNS, means, strict=True)),
+                            "images_per_second": round(speed, 1)})  # fmt: skip
+            d_loss, g_loss, d_real, d_fake = means
+            say(f"epoch {epoch:3d}   D loss {d_loss:.3f}   G loss {g_loss:.3f}   D(x) {d_real:.2f}"
+                f"   D(G(z)) {d_fake:.2f}   {speed:,.0f} images/s", flush=True)  # fmt: skip
+            if d_real > 0.95 and d_fake < 0.05:
                 say("warning: the discriminator has won, so the generator learns little from it: "
                     "try a smaller --lr, or more data", file=sys.stderr)  # fmt: skip
             look(epoch)
             epoch, progress = epoch + 1, {"done": 0, "totals": [0.0] * 4}
             if epoch > args.epochs or (epoch - 1) % args.checkpoint_every == 0:
                 save()
-    if stop.signum:
-        save()
-        raise Interrupted(f"stopped in epoch {epoch} and saved; go on with: python {SCRIPT}.py "
-                          f"--resume {folder}", stop.signum)  # fmt: skip
+        if stop.signum:
+            save()
+            raise Interrupted(f"stopped in epoch {epoch} and saved; go on with: python {SCRIPT}.py "
+                              f"--resume {folder}", stop.signum)  # fmt: skip
     if not is_first():
         return {}
-
-    write_csv(folder / "metrics.csv", history)
     plot_curves(folder / "losses.png", history, [COLUMNS[:2], COLUMNS[2:]])
     shown = sorted({*range(0, epoch, args.gif_every), epoch - 1})
-    frames = [folder / "samples" / f"epoch_{e:03d}.png" for e in shown]
-    save_gif(folder / "epochs.gif", [imageio.imread(f) for f in frames if f.is_file()])
+    save_gif(folder / "epochs.gif", [folder / f"samples/epoch_{e:03d}.png" for e in shown])
     return finish(folder, SCRIPT, args, argv, data.name, device, started, epochs=history)
 
 

@@ -31,6 +31,9 @@ import train_dcgan
 from common.data import load_dataset, open_with_torchvision
 from common.layers import Linear
 
+CHANGES = ("nn.Linear", "channels first", "unfused Adam", "D not frozen for G",
+           "biases before BatchNorm", "no EMA", "torch.compile", "bfloat16")  # fmt: skip
+
 
 def make_networks(device, memory_format):
     """Build G and D as train_dcgan.py does."""
@@ -87,22 +90,35 @@ def copied_loop(pictures, batch, device):
     return run
 
 
-def our_loop(images, batch, device, **changes):
+def our_loop(images, batch, device, change=None):
     """Wrap train() of train_dcgan.py in the same way.
 
-    :param bool changes: amp or compile
+    :param str change: one of CHANGES, for what to add or to take back; None for ours as it is
     """
-    generator, discriminator = make_networks(device, torch.channels_last)
-    ema = copy.deepcopy(generator)
-    settings = {"batch_size": batch, **changes}
+    layout = torch.contiguous_format if change == "channels first" else torch.channels_last
+    generator, discriminator = networks = make_networks(device, layout)
     args = train_dcgan.get_parser().parse_args([])
-    vars(args).update(settings)
-    optimizers = [train_dcgan.make_optimizer(n, args) for n in (generator, discriminator)]
-    networks = [torch.compile(n) if args.compile else n for n in (generator, discriminator)]
-    images = images.to(device)
+    vars(args).update(batch_size=batch, amp=change == "bfloat16")
+    for module in (m for network in networks for m in network.modules()):
+        if change == "nn.Linear" and isinstance(module, Linear):
+            module.__class__ = nn.Linear
+        if change == "biases before BatchNorm" and getattr(module, "bias", 0) is None:
+            n = module.weight.shape[isinstance(module, nn.ConvTranspose2d)]
+            module.bias = nn.Parameter(torch.zeros(n, device=device))
+    if change == "D not frozen for G":
+        discriminator.requires_grad_ = lambda _: discriminator
+    ema = copy.deepcopy(generator)
+    optimizers = [train_dcgan.make_optimizer(n, args) for n in networks]
+    if change == "unfused Adam":
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["fused"] = False
+    if change == "torch.compile":
+        networks = [torch.compile(n) for n in networks]
+    images, update_ema = images.to(device), train_dcgan.update_ema
 
     def run(n):
         progress = {"done": 0, "totals": [0.0] * 4}
+        train_dcgan.update_ema = (lambda *_: None) if change == "no EMA" else update_ema
         started = time.perf_counter()
         train_dcgan.train(*networks, ema, *optimizers, images[: n * batch], args, lambda: False,
                           progress, 1)  # fmt: skip
@@ -111,22 +127,33 @@ def our_loop(images, batch, device, **changes):
     return run
 
 
-def main():
-    """Time both loops in turn, and print a table and a RESULT line."""
+def get_parser():
+    """Build the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", default="mnist", choices=("mnist", "fashion", "emnist"))
-    parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--batches", type=int, default=20, help="per loop and round")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--cuda", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="time ours with --compile as well")
-    parser.add_argument("--amp", action="store_true", help="time ours with --amp as well")
+    datasets = ("mnist", "fashion", "emnist")
+    parser.add_argument("--dataset", default="mnist", choices=datasets, help="what to train on")
+    parser.add_argument("--data-dir", default="data", help="where it is")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per step")
+    parser.add_argument("--batches", type=int, default=20, help="steps per loop and round")
+    parser.add_argument("--rounds", type=int, default=9, help="how often both loops take turns")
+    parser.add_argument("--cuda", action="store_true", help="on the GPU")
+    parser.add_argument(
+        "--changes",
+        nargs="*",
+        default=[],
+        choices=CHANGES,
+        metavar="CHANGE",
+        help=f"time ours with each of these too: {', '.join(CHANGES)}",
+    )
     parser.add_argument("--plain-memory", action="store_true", help="without keep_memory()")
-    args = parser.parse_args()
+    return parser
 
+
+def main():
+    """Time both loops in turn, and print a table and a RESULT line."""
+    args = get_parser().parse_args()
     if args.plain_memory:
         common.device.keep_memory = lambda: None
     device = common.device.set_up(args.cuda, seed=0)
@@ -135,10 +162,8 @@ def main():
     pictures.transform = transforms.ToTensor()
     loops = {"copied": copied_loop(pictures, args.batch_size, device)}
     loops["ours"] = our_loop(images, args.batch_size, device)
-    if args.compile:
-        loops["ours --compile"] = our_loop(images, args.batch_size, device, compile=True)
-    if args.amp:
-        loops["ours --amp"] = our_loop(images, args.batch_size, device, amp=True)
+    for change in args.changes:
+        loops[change] = our_loop(images, args.batch_size, device, change)
     for run in loops.values():
         run(3)  # warm up: memory, kernels, compilation
     seconds = {name: [] for name in loops}
@@ -147,17 +172,17 @@ def main():
             seconds[name].append(run(args.batches))
 
     print(
-        f"\n{'loop':16s} {'images/s':>9s} {'(min - max)':>15s} {'ratio':>6s} {'(min - max)':>13s}"
+        f"\n{'loop':24s} {'images/s':>9s} {'(min - max)':>15s} {'ratio':>6s} {'(min - max)':>13s}"
     )
     count, result = args.batches * args.batch_size, {}
     for name, times in seconds.items():
         speeds = sorted(count / t for t in times)
         ratios = sorted(a / b for a, b in zip(seconds["copied"], times, strict=True))
         ratio = statistics.median(ratios)
-        print(f"{name:16s} {statistics.median(speeds):9,.0f} "
+        print(f"{name:24s} {statistics.median(speeds):9,.0f} "
               f"{f'({speeds[0]:,.0f} - {speeds[-1]:,.0f})':>15s} {ratio:6.2f} "
               f"{f'({ratios[0]:.2f} - {ratios[-1]:.2f})':>13s}")  # fmt: skip
-        key = name.replace(" --", "_")
+        key = name.replace(" ", "_")
         result |= {f"images_per_second_{key}": round(statistics.median(speeds), 1)}
         result |= {f"ratio_{key}": round(ratio, 3)}
     result.pop("ratio_copied")
