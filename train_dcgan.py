@@ -9,12 +9,14 @@ arXiv 1406.2661, the non-saturating form of section 3):
 
     python train_dcgan.py --epochs 100 --cuda
 
-What this script's ancestor learnt: with BatchNorm1d after the linear layers the two stay in
-balance; without it G never catches up and all its drawings collapse into one. Watch it happen with
---no-linear-bn, or look at results/README.md.
+What this script's ancestor learnt: without BatchNorm1d after the linear layers (--no-linear-bn) G
+never catches up, and all its drawings collapse into one; results/README.md shows both.
 
-Differences from the paper: 28 x 28 pixels, hence linear layers up to 5 x 5; sigmoid and [0, 1] in
-place of tanh and [-1, 1]; samples come from a moving average of G's weights (--ema 0 turns it off).
+On two CPU cores an epoch of MNIST takes two minutes; most digits can be read after three epochs.
+
+Differences from the paper: 28 x 28 pixels, hence linear layers up to 5 x 5 and other kernels;
+sigmoid and [0, 1] in place of tanh and [-1, 1]; normal z (--latent uniform for the paper's);
+samples come from a moving average of G's weights (--ema 0 turns it off).
 """
 
 import copy
@@ -30,7 +32,7 @@ from tqdm import tqdm
 
 from common.checkpoint import load_checkpoint, resume_args, save_checkpoint
 from common.data import EMNIST_SPLITS, NAMES, load_dataset
-from common.device import average_gradients, is_first, make_rng, ranks, set_up
+from common.device import average_gradients, average_over_ranks, is_first, make_rng, ranks, set_up
 from common.errors import Interrupted, UserError, exit_code, make_parser, number
 from common.images import add_caption, plot_curves, save_gif, save_png, to_grid
 from common.layers import Linear, make_layer
@@ -40,7 +42,8 @@ SCRIPT = "train_dcgan"
 SIDE = 28  # pixels
 COLUMNS = ("d_loss", "g_loss", "d_real", "d_fake")
 # What --resume may change: nothing here touches what the run has already learnt.
-FREE = {"epochs", "cuda", "compile", "gif_every", "checkpoint_every", "data_dir", "resume"}
+FREE = {"epochs", "cuda", "compile", "gif_every", "checkpoint_every", "data_dir", "resume", "n"}
+START = {"done": 0, "totals": [0.0] * 4}  # of an epoch: batches behind us, sums over them
 
 
 # ---------------------------------------------------------------------------------------- model
@@ -144,7 +147,7 @@ def interpolate(a, b, n, latent):
     :rtype: torch.Tensor
     """
     t = torch.linspace(0, 1, n, device=a.device)[:, None]
-    angle = torch.acos(torch.dot(a, b) / (a.norm() * b.norm()))
+    angle = torch.acos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
     if latent == "uniform" or angle.sin() < 1e-3:
         return (1 - t) * a + t * b
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
@@ -159,10 +162,8 @@ def bce(logits, target):
 def update_ema(ema, generator, decay):
     """Move the averaged generator towards the current one: ema <- decay ema + (1 - decay) G."""
     for mean, value in zip(ema.state_dict().values(), generator.state_dict().values(), strict=True):
-        if mean.is_floating_point():
+        if mean.is_floating_point():  # all but BatchNorm's counter of batches, which nobody reads
             mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)  # BatchNorm's counter of batches
 
 
 def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args, stop, progress,
@@ -181,8 +182,8 @@ def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args,
     :param argparse.Namespace args: seed, batch_size, z_dim, latent, ema, amp, dry_run
     :param Callable stop: asked between two batches; true to leave early
     :param dict progress: "done", batches of this epoch that are behind us, and "totals", the sums
-        over them of D's loss, G's loss, D(x) and D(G(z)); both updated in place, and "whole" set:
-        whether the epoch was finished
+        over them of D's loss, G's loss, D(x) and D(G(z)), averaged over the processes; updated in
+        place, and "whole" set: whether the epoch was finished
     :param int epoch: from 1
     """
     (rank, world), device, batch = ranks(), images.device, args.batch_size
@@ -191,8 +192,7 @@ def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args,
     rng = make_rng(device, args.seed, epoch, rank + 1)
     # The sums stay on the device: reading one number per batch would make the GPU wait for us.
     totals = torch.tensor(progress["totals"], device=device)
-    quiet = rank > 0 or None  # None: only where there is a terminal
-    for step in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=quiet, unit="batch"):
+    for step in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=rank > 0 or None):
         z = draw_z(batch, args.z_dim, args.latent, rng)
         if step < progress["done"]:
             continue  # resumed within an epoch: only the noise has to be drawn again
@@ -229,11 +229,12 @@ def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args,
         seen = (epoch - 1) * steps + step
         update_ema(ema, generator, min(args.ema, (1 + seen) / (10 + seen)))
         with torch.no_grad():
-            scores = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
-            totals += torch.stack([d_loss, g_loss, *scores]).float()
+            scores = [x.float().sigmoid().mean() for x in (real_logits, fake_logits)]
+            totals += torch.stack([d_loss, g_loss, *scores])
         progress["done"] = step + 1
         if stop():
             break
+    average_over_ranks(totals)
     progress |= {"totals": totals.tolist(), "whole": progress["done"] == steps}
 
 
@@ -257,22 +258,22 @@ def test(ema, z, latent, epoch):
 
 
 def sample(args, argv):
-    """Draw from a finished run, without training: a grid and an array.
+    """Draw ``args.n`` pictures from the run ``args.sample``, without training.
 
-    :param argparse.Namespace args: sample (the run), n, seed, cuda, out
-    :param list[str] argv: what was typed
     :return: what metrics.json holds
     :rtype: dict
     """
-    state, started = load_checkpoint(args.sample, SCRIPT), time.time()
-    saved, device = state["args"], set_up(args.cuda, args.seed)
+    state = load_checkpoint(args.sample, SCRIPT)
+    saved, started = state["args"], time.time()
+    device = set_up(args.cuda, args.seed)
+    if not is_first():
+        return {}
     folder = open_run(SCRIPT, args.out)
-    ema = Generator(saved["z_dim"], state["channels"], saved["width"], saved["linear_bn"])
-    ema.to(device).eval()
-    ema.load_state_dict(state["ema"])
-    z = draw_z(args.n, saved["z_dim"], saved["latent"], make_rng(device, args.seed))
+    ema = Generator(saved["z_dim"], state["shape"][1], saved["width"], saved["linear_bn"])
+    ema.to(device).eval().load_state_dict(state["ema"])
+    z = draw_z(args.n, saved["z_dim"], saved["latent"], make_rng("cpu", args.seed))
     with torch.no_grad():
-        images = torch.cat([ema(chunk).cpu() for chunk in z.split(1000)])
+        images = torch.cat([ema(chunk.to(device)).cpu() for chunk in z.split(1000)])
     print(f"{args.n} samples of {args.sample}, trained for {len(state['history'])} epochs")
     save_png(folder / "samples.png", to_grid(images[:1024], columns=8 if args.n <= 64 else 32))
     with replacing(folder / "samples.npz") as part:
@@ -287,61 +288,53 @@ def make_optimizer(model, args):
     """Make the optimizer of one network: Adam as in the paper, or the ancestor's SGD."""
     if args.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), args.lr or 0.01, momentum=0.9, nesterov=True)
-    betas = (args.beta1, 0.999)
     # Fused: one pass over the weights instead of a dozen, on a CPU too.
-    return torch.optim.Adam(model.parameters(), args.lr or 2e-4, betas, fused=True)
+    return torch.optim.Adam(model.parameters(), args.lr or 2e-4, (args.beta1, 0.999), fused=True)
 
 
 # fmt: off
 def get_parser():
     """Build the command line."""
     parser = make_parser(SCRIPT, __doc__)
-    some, positive = number(int, 1), number(float, 1e-12)
+    some, positive, seed = number(int, 1), number(float, 1e-12), number(int, 0, 2**32 - 1)
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default="auto", choices=NAMES, help=(
-        "what to draw; auto is EMNIST from --data-dir, else downloaded, else the built-in glyphs"))
-    group.add_argument("--data-dir", default="data", help="where datasets are, or go to; "
-                       "for --dataset folder: a folder of class folders")
+        "what to draw; auto: EMNIST from --data-dir, else downloaded, else the built-in glyphs; "
+        "folder: your own pictures, one folder per class in --data-dir"))
+    group.add_argument("--data-dir", default="data", help="where datasets are, or go to")
     group.add_argument("--split", default="balanced", choices=EMNIST_SPLITS, help="EMNIST's split")
     group.add_argument("--glyphs", type=some, default=20_000, help="how many glyphs to make")
-
     group = parser.add_argument_group("model")
     group.add_argument("--width", type=number(float, 0.02, 16), default=1.0,
                        help="scale of all channels; 0.5 suits a small CPU")
     group.add_argument("--z-dim", type=some, default=100, help="length of the noise z")
-    group.add_argument("--latent", default="normal", choices=("normal", "uniform"),
-                       help="distribution of z")
+    group.add_argument("--latent", default="normal", choices=("normal", "uniform"), help="noise")
     group.add_argument("--linear-bn", action=BooleanOptionalAction, default=True,
                        help="BatchNorm after the linear layers; without it G collapses")
-
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=some, default=20, help="passes over the data")
-    group.add_argument("--batch-size", type=number(int, 2), default=128,
-                       help="images per step and process")
+    group.add_argument("--batch-size", type=number(int, 2), default=128, help="of each process")
     group.add_argument("--optimizer", default="adam", choices=("adam", "sgd"),
                        help="adam, or SGD with Nesterov momentum 0.9")
     group.add_argument("--lr", type=positive, help="learning rate; 2e-4 for adam, 0.01 for sgd")
-    group.add_argument("--beta1", type=number(float, 0, 0.999), default=0.5,
-                       help="Adam's momentum; at 0.9 GANs oscillate")
+    group.add_argument("--beta1", type=number(float, 0, 0.999), default=0.5, help="Adam's momentum")
     group.add_argument("--ema", type=number(float, 0, 0.99999), default=0.999,
                        help="decay of the moving average of G that is sampled; 0 for G itself")
-    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0,
-                       help="same seed, same machine, same result")
+    group.add_argument("--seed", type=seed, default=0, help="same seed, same machine, same result")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
     group.add_argument("--amp", action="store_true", help="mixed precision, bfloat16")
     group.add_argument("--compile", action="store_true", help="torch.compile both networks")
-
     group = parser.add_argument_group("output")
     group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
-    group.add_argument("--resume", metavar="RUN", help="go on from a run's last checkpoint")
-    group.add_argument("--sample", metavar="RUN", help="draw from a run's generator, no training")
-    group.add_argument("-n", type=some, default=64, help="how many to draw with --sample")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--resume", metavar="RUN", help="go on from a run's last checkpoint")
+    either.add_argument("--sample", metavar="RUN", help="draw from a run's generator, no training")
+    group.add_argument("-n", type=number(int, 1, 1_000_000), default=64,
+                       help="how many to draw with --sample; the grid shows at most 1,024")
     group.add_argument("--gif-every", type=some, default=1, help="epochs from frame to frame")
-    group.add_argument("--checkpoint-every", type=some, default=1,
-                       help="epochs from checkpoint to checkpoint")
-    group.add_argument("--dry-run", action="store_true",
-                       help="one batch of one epoch: does everything work?")
+    group.add_argument("--checkpoint-every", type=some, default=1, help="epochs per checkpoint")
+    group.add_argument("--dry-run", action="store_true", help="one batch: does everything work?")
     return parser
 # fmt: on
 
@@ -355,11 +348,11 @@ def main(argv=None):
     :raises UserError: for a mistake in the arguments or the data
     """
     parser = get_parser()
-    args, state = parser.parse_args(argv), None
+    args = parser.parse_args(argv)
     if args.sample:
         return sample(args, argv)
-    if args.resume:
-        state = load_checkpoint(args.resume, SCRIPT)
+    state = load_checkpoint(args.resume, SCRIPT) if args.resume else None
+    if state:
         args = resume_args(parser, argv, state["args"], FREE)
     elif args.dry_run:
         args.epochs, args.batch_size, args.glyphs = 1, min(args.batch_size, 16), 64
@@ -384,13 +377,21 @@ def main(argv=None):
     g_optimizer, d_optimizer = make_optimizer(generator, args), make_optimizer(discriminator, args)
     parts = {"generator": generator, "discriminator": discriminator, "ema": ema,
              "g_optimizer": g_optimizer, "d_optimizer": d_optimizer}  # fmt: skip
-    epoch, history, progress = 1, [], {"done": 0, "totals": [0.0] * 4}
+    epoch, history, progress, started = 1, [], dict(START), time.time()
     if state:
+        if state["shape"] != list(images.shape):
+            raise UserError(f"{args.data_dir} holds other data than the run was trained on")
         for name, part in parts.items():
             part.load_state_dict(state[name])
         epoch, history, progress = state["epoch"], state["history"], state["progress"]
+        started -= state["seconds"]
+        if epoch > args.epochs + 1:
+            raise UserError(f"{args.resume} has {epoch - 1} epochs: ask for more --epochs")
+        if progress["done"] and state["world"] != world:
+            say(f"another number of processes: epoch {epoch} begins anew")
+            progress = dict(START)
     networks = [torch.compile(n) if args.compile else n for n in (generator, discriminator)]
-    fixed_z = draw_z(64, args.z_dim, args.latent, make_rng(device, args.seed))
+    fixed_z = draw_z(64, args.z_dim, args.latent, make_rng("cpu", args.seed)).to(device)
 
     def look(epoch):
         if is_first():
@@ -400,25 +401,23 @@ def main(argv=None):
     def save():
         if is_first():
             state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"script": SCRIPT, "args": vars(args), "channels": channels}
-            state |= {"epoch": epoch, "history": history, "progress": progress}
+            state |= {"script": SCRIPT, "args": vars(args), "shape": list(images.shape)}
+            state |= {"epoch": epoch, "history": history, "progress": progress, "world": world}
+            state["seconds"] = time.time() - started
             save_checkpoint(folder / "checkpoint.pt", state)
             write_csv(folder / "metrics.csv", history)
 
-    started = time.time()
-    if not state:
-        look(0)
-    if is_first():
-        save_png(folder / "data.png", to_grid(images[:64] / 255, columns=8))
     with watching_signals() as stop:
+        if not state:
+            look(0)
+            save()
         while epoch <= args.epochs and not stop():
             before, began = progress["done"], time.time()
             train(*networks, ema, g_optimizer, d_optimizer, images, args, stop, progress, epoch)
             steps = progress["done"]
             means = [total / steps for total in progress["totals"]]
             if not np.isfinite(means).all():
-                raise UserError(f"a loss is no longer a number in epoch {epoch}: try a smaller "
-                                f"--lr; a checkpoint in {folder} is from before")  # fmt: skip
+                raise UserError(f"no finite loss in epoch {epoch}: start again, smaller --lr")
             if not progress["whole"]:
                 break  # a signal came
             speed = (steps - before) * args.batch_size * world / (time.time() - began)
@@ -427,11 +426,11 @@ def main(argv=None):
             d_loss, g_loss, d_real, d_fake = means
             say(f"epoch {epoch:3d}   D loss {d_loss:.3f}   G loss {g_loss:.3f}   D(x) {d_real:.2f}"
                 f"   D(G(z)) {d_fake:.2f}   {speed:,.0f} images/s", flush=True)  # fmt: skip
-            if d_real > 0.95 and d_fake < 0.05:
+            if d_real > 0.9 and d_fake < 0.1:
                 say("warning: the discriminator has won, so the generator learns little from it: "
                     "try a smaller --lr, or more data", file=sys.stderr)  # fmt: skip
             look(epoch)
-            epoch, progress = epoch + 1, {"done": 0, "totals": [0.0] * 4}
+            epoch, progress = epoch + 1, dict(START)
             if epoch > args.epochs or (epoch - 1) % args.checkpoint_every == 0:
                 save()
         if stop.signum:
@@ -440,6 +439,7 @@ def main(argv=None):
                               f"--resume {folder}", stop.signum)  # fmt: skip
     if not is_first():
         return {}
+    save_png(folder / "data.png", to_grid(images[:64] / 255, columns=8))
     plot_curves(folder / "losses.png", history, [COLUMNS[:2], COLUMNS[2:]])
     shown = sorted({*range(0, epoch, args.gif_every), epoch - 1})
     save_gif(folder / "epochs.gif", [folder / f"samples/epoch_{e:03d}.png" for e in shown])

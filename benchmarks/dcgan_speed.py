@@ -65,7 +65,8 @@ def copied_loop(pictures, batch, device):
 
     def run(n):
         batches = iter(loader)
-        started = time.perf_counter()  # after the workers have been started
+        next(batches)  # the workers have started
+        started = time.perf_counter()
         for _, (real, _label) in zip(range(n), batches, strict=False):
             real = real.to(device)
             ones = torch.ones(batch, 1, device=device)
@@ -120,8 +121,8 @@ def our_loop(images, batch, device, change=None):
         progress = {"done": 0, "totals": [0.0] * 4}
         train_dcgan.update_ema = (lambda *_: None) if change == "no EMA" else update_ema
         started = time.perf_counter()
-        train_dcgan.train(*networks, ema, *optimizers, images[: n * batch], args, lambda: False,
-                          progress, 1)  # fmt: skip
+        train_dcgan.train(*networks, ema, *optimizers, images, args,
+                          lambda: progress["done"] == n, progress, 1)  # fmt: skip
         return time.perf_counter() - started
 
     return run

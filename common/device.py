@@ -117,10 +117,19 @@ def average_gradients(model):
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= ranks()[1]
+    average_over_ranks(flat)
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def average_over_ranks(values):
+    """Replace a tensor by its mean over all processes; does nothing where there is one.
+
+    :param torch.Tensor values: on the device of its process; changed in place
+    """
+    if ranks()[1] > 1:
+        dist.all_reduce(values)
+        values /= ranks()[1]
 
 
 def share_from_first(value):

@@ -1,5 +1,6 @@
 """What a user can do wrong, said in one line; and how a script ends."""
 
+import os
 import signal
 import sys
 from argparse import (
@@ -65,6 +66,9 @@ def exit_code(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output left, as `head` does: nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, a folder without permission
         print(f"error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
         return 2

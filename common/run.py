@@ -43,7 +43,8 @@ def open_run(script, out=None, resume=None):
     folder = folder.parent if resume and folder.is_file() else folder
     try:
         if not resume and folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} isn't empty: choose another --out, or --resume {folder}")
+            also = f", or --resume {folder}" if (folder / "checkpoint.pt").is_file() else ""
+            raise UserError(f"{folder} isn't empty: choose another --out{also}")
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115 (it stays open: it is the lock)
     except (NotADirectoryError, FileExistsError):

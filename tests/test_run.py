@@ -308,3 +308,23 @@ def test_signals_mean_what_they_meant_before():
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    """`python script.py | head -1` ends quietly, with the code of a broken pipe."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from common.errors import exit_code\n"
+        "def main():\n"
+        "    for _ in range(100_000):\n"
+        "        print('a line', flush=True)\n"
+        "sys.exit(exit_code(main))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 128 + signal.SIGPIPE
