@@ -40,8 +40,11 @@ def test_a_folder_is_made_with_its_parents(tmp_path):
 
 
 def test_a_used_folder_is_refused(tmp_path):
-    """No run writes over another; the line says how to go on with that one."""
+    """No run writes over another; the line says how to go on with it, where one can."""
     (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match=f"{tmp_path} isn't empty: choose another --out$"):
+        open_run("s", tmp_path)
+    (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(UserError, match=f"{tmp_path} isn't empty.*--resume {tmp_path}"):
         open_run("s", tmp_path)
     assert (tmp_path / "metrics.json").read_text() == "{}"
