@@ -439,7 +439,7 @@ def main(argv=None):
                               f"--resume {folder}", stop.signum)  # fmt: skip
     if not is_first():
         return {}
-    save_png(folder / "data.png", to_grid(images[:64] / 255, columns=8))
+    save_png(folder / "data.png", to_grid(images[:: len(images) // 64 or 1][:64] / 255, columns=8))
     plot_curves(folder / "losses.png", history, [COLUMNS[:2], COLUMNS[2:]])
     shown = sorted({*range(0, epoch, args.gif_every), epoch - 1})
     save_gif(folder / "epochs.gif", [folder / f"samples/epoch_{e:03d}.png" for e in shown])
