@@ -7,8 +7,8 @@ from torch import nn
 class Product(torch.autograd.Function):
     """a @ b.T by oneDNN, the library that PyTorch already convolves with on a CPU.
 
-    PyTorch multiplies float32 matrices with MKL, which keeps off AVX-512 on AMD processors; there
-    oneDNN was more than twice as fast (benchmarks/README.md), elsewhere it is much the same.
+    PyTorch multiplies float32 matrices with MKL, which is slow on AMD processors: there oneDNN
+    makes a whole step of train_dcgan.py a third faster (benchmarks/README.md).
     """
 
     @staticmethod

@@ -42,7 +42,8 @@ def open_run(script, out=None, resume=None):
     folder = Path(resume or out or f"runs/{script}/{now}")
     folder = folder.parent if resume and folder.is_file() else folder
     try:
-        if not resume and folder.exists() and any(folder.iterdir()):
+        kept = [f for f in folder.glob("*") if f.name != ".lock"] if folder.is_dir() else []
+        if kept and not resume:
             also = f", or --resume {folder}" if (folder / "checkpoint.pt").is_file() else ""
             raise UserError(f"{folder} isn't empty: choose another --out{also}")
         folder.mkdir(parents=True, exist_ok=True)
