@@ -266,9 +266,9 @@ def sample(args, argv):
     state = load_checkpoint(args.sample, SCRIPT)
     saved, started = state["args"], time.time()
     device = set_up(args.cuda, args.seed)
+    folder = open_run(SCRIPT, args.out)
     if not is_first():
         return {}
-    folder = open_run(SCRIPT, args.out)
     ema = Generator(saved["z_dim"], state["shape"][1], saved["width"], saved["linear_bn"])
     ema.to(device).eval().load_state_dict(state["ema"])
     z = draw_z(args.n, saved["z_dim"], saved["latent"], make_rng("cpu", args.seed))
@@ -367,7 +367,7 @@ def main(argv=None):
     if len(images) < args.batch_size * world:
         raise UserError(f"{len(images)} images don't fill one batch: lower --batch-size")
 
-    folder = open_run(SCRIPT, args.out, args.resume) if is_first() else None
+    folder = open_run(SCRIPT, args.out, args.resume)
     generator = Generator(args.z_dim, channels, args.width, args.linear_bn)
     discriminator = Discriminator(channels, args.width, args.linear_bn)
     for network in (generator, discriminator):

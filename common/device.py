@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from common.errors import UserError
+
 
 def set_up(cuda, seed):
     """Join torchrun's processes, choose the device, seed everything, and print what was chosen.
@@ -138,9 +140,13 @@ def share_from_first(value):
     :param object value: a plain Python value; only rank 0's counts
     :return: rank 0's value
     :rtype: object
+    :raises UserError: if rank 0 has ended, which it will have said why
     """
     if not dist.is_initialized():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    try:
+        dist.broadcast_object_list(box, src=0)
+    except RuntimeError as error:
+        raise UserError("rank 0 has ended, for the reason that it gave") from error
     return box[0]

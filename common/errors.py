@@ -61,7 +61,8 @@ def exit_code(main):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # torchrun stops all its processes; one line will do
+            print(stop, file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

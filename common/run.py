@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torchvision
 
-from common.device import describe_device
+from common.device import describe_device, is_first, share_from_first
 from common.errors import UserError
 
 try:
@@ -27,7 +27,7 @@ except ImportError:  # Windows: no advisory locks, so two runs in one folder go 
 
 
 def open_run(script, out=None, resume=None):
-    """Make the run folder, or take up an existing one, and lock it.
+    """Make the run folder, or take up an existing one, and lock it; rank 0 does so for all.
 
     :param str script: name of the script, without .py
     :param str out: the folder asked for; None for runs/SCRIPT/DATE-TIME
@@ -36,6 +36,8 @@ def open_run(script, out=None, resume=None):
     :rtype: pathlib.Path
     :raises UserError: if it isn't empty (and not resumed), can't be made, or is in use
     """
+    if not is_first():
+        return share_from_first(None)
     now = f"{datetime.now():%Y%m%d-%H%M%S}"
     while not (resume or out) and Path(f"runs/{script}/{now}").exists():
         now += "b"  # another run began in the same second
@@ -60,7 +62,7 @@ def open_run(script, out=None, resume=None):
         raise UserError(f"{folder} is in use by another process: choose another --out") from None
     _locks[folder.resolve()] = lock
     print(f"run      {folder}", flush=True)
-    return folder
+    return share_from_first(folder)
 
 
 _locks = {}  # by folder, the open file: its lock is held until the process ends
