@@ -69,7 +69,7 @@ def exit_code(main):
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output left, as `head` does: nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 141  # 128 + SIGPIPE, a name that Windows does not have
     except OSError as error:  # a full disk, a folder without permission
         print(f"error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
         return 2

@@ -587,3 +587,23 @@ def test_torchrun_trains_one_model_on_two_processes(data, tmp_path):
     assert "2 processes" in done.stdout
     assert (tmp_path / "run" / "checkpoint.pt").stat().st_mtime > started - 1
     assert (tmp_path / "run" / "epochs.gif").exists()
+
+
+def test_torchrun_stops_all_processes_after_the_same_batch(data, tmp_path):
+    """Ctrl-C under torchrun saves once, says so once, and leaves no process waiting."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         SCRIPT, *TINY, "--batch-size", "8", "--epochs", "100000", "--data-dir", str(data),
+         "--out", "run"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("epoch   2"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert error.count("--resume run") == 1
+    state = load_checkpoint(tmp_path / "run", "train_dcgan")
+    assert state["epoch"] >= 2
+    assert state["world"] == 2
