@@ -220,7 +220,10 @@ def read_folder(part, files, size):
     for path in files:
         try:
             with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert("RGB")
+                picture = ImageOps.exif_transpose(file)
+                if picture.mode.startswith("I"):  # 16 bits, which convert would clip at 255
+                    picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+                picture = picture.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{path} is not a readable picture: mend or remove it") from error
         pictures.append(np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.BOX)))

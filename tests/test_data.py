@@ -582,3 +582,13 @@ def test_glyphs_of_another_number_are_not_taken_from_the_cache(tmp_path):
     assert len(load_dataset("glyphs", tmp_path, glyphs=3).images) == 3
     assert len(load_dataset("glyphs", tmp_path, glyphs=4).images) == 4
     assert len(load_dataset("glyphs", tmp_path, glyphs=3).images) == 3
+
+
+def test_a_16_bit_picture_keeps_its_greys(tmp_path):
+    """Scans with 16 bits a pixel come out grey, not clipped to white."""
+    folder = tmp_path / "scans" / "a"
+    folder.mkdir(parents=True)
+    ramp = np.linspace(0, 65535, 28 * 28).reshape(28, 28).astype(np.uint16)
+    Image.fromarray(ramp).save(folder / "ramp.png")
+    images = load_dataset("folder", tmp_path / "scans", size=28, channels=1).images
+    assert np.abs(images[0, 0].numpy().astype(int) - ramp // 257).max() <= 1
