@@ -90,8 +90,8 @@ def load_half(name, data_dir, train, split, size, channels, glyphs):
         source = count = glyphs or (20_000 if train else 4_000)
         label = f"glyphs-{count}"
     else:
-        source = [(str(f), f.stat().st_size, f.stat().st_mtime_ns)
-                  for f in find_files(name, root, half, split)]  # fmt: skip
+        files = find_files(name, root, half, split)
+        source = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         label = f"emnist-{split}" if name == "emnist" else name
     stamp = hashlib.sha256(repr((CACHE_VERSION, source)).encode()).hexdigest()
     cache = root / "cache" / f"{label}-{half}-{size or 'stored'}-{channels or 'stored'}.pt"
@@ -105,8 +105,10 @@ def load_half(name, data_dir, train, split, size, channels, glyphs):
     if name == "glyphs":
         images, labels = draw_glyphs(count, seed=0 if train else 1)
         classes = list(GLYPH_CLASSES)
+    elif name == "folder":
+        images, labels, classes = read_folder(folder_of(root, half), files, size or 32)
     else:
-        images, labels, classes = read_files(name, root, half, split, size)
+        images, labels, classes = read_files(name, root, half, split)
     images = fit(images, size, channels)
     state = {"stamp": stamp, "images": images, "labels": labels, "classes": classes}
     try:
@@ -128,13 +130,18 @@ def needed_files(name, half, split):
     return [f"cifar-10-batches-py/{batch}" for batch in batches]
 
 
+def folder_of(root, half):
+    """Choose the folder of class folders: train/ or test/ where there is one, else ``root``."""
+    return root / half if (root / half).is_dir() else root
+
+
 def find_files(name, root, half, split):
     """Find a dataset's files: on disk, packed as NIST ships them (.gz), else by download.
 
     :raises NotThereError: if they are not on disk and the download fails
     """
     if name == "folder":
-        part = root / half if (root / half).is_dir() else root
+        part = folder_of(root, half)
         if part is root and half == "test":
             raise NotThereError(f"{root} has no folder test/: it needs train/ and test/")
         files = sorted(f for f in part.glob("*/**/*") if f.suffix.lower() in IMG_EXTENSIONS)
@@ -181,16 +188,13 @@ def open_with_torchvision(name, root, half, split, download=False):
     return kinds[name](root, train=half == "train", download=download)
 
 
-def read_files(name, root, half, split, size):
-    """Decode a dataset's files; the arguments are those of :func:`load_dataset`.
+def read_files(name, root, half, split):
+    """Decode the files of a dataset that torchvision knows.
 
     :return: images uint8 (N, C, H, W), labels int64 (N,), class names
     :rtype: tuple[torch.Tensor, torch.Tensor, list[str]]
     :raises UserError: if a file is damaged
     """
-    if name == "folder":
-        part = root / half if (root / half).is_dir() else root
-        return read_folder(part, find_files(name, root, half, split), size or 32)
     try:
         dataset = open_with_torchvision(name, root, half, split)
         images = torch.as_tensor(dataset.data)

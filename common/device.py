@@ -52,7 +52,7 @@ def keep_memory():
 
     A step of training frees and allocates the same large tensors again. By default they go back
     to the kernel in between, which hands them out page by page, each filled with zeros: on a CPU
-    some 7 % of the time of a step of train_dcgan.py (benchmarks/README.md).
+    some 5 % of the time of a step of train_dcgan.py (benchmarks/README.md).
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large tensors in huge pages
     if sys.platform == "linux":

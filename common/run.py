@@ -1,4 +1,4 @@
-"""The run folder: its name, its lock, metrics.json and metrics.csv; signals and exit codes."""
+"""The run folder: its name, its lock, metrics.json and metrics.csv; signals."""
 
 import csv
 import json
