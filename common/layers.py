@@ -1,7 +1,11 @@
 """The building blocks that several models share."""
 
+import inspect
+
 import torch
 from torch import nn
+
+from common.errors import UserError
 
 
 class Product(torch.autograd.Function):
@@ -76,3 +80,72 @@ def make_layer(
         layers.append(nn.BatchNorm2d(out_channels))
     layers.append(nn.ReLU(inplace=True) if deconv else nn.LeakyReLU(0.2, inplace=True))
     return nn.Sequential(*layers)
+
+
+class Residual(nn.Sequential):
+    """x + f(x), where f is the layers given (He et al. 2015, arXiv 1512.03385)."""
+
+    def forward(self, x):
+        """Add to ``x`` what the layers make of it, which must have its shape."""
+        return x + super().forward(x)
+
+
+KINDS = {name: kind for name, kind in vars(nn).items() if inspect.isclass(kind)}
+KINDS |= {"Linear": Linear, "Residual": Residual}
+
+
+def to_plain(layer):
+    """Describe a network in plain values, so that a checkpoint can say which layers it has.
+
+    Scripts don't import from each other: one that explains a network which another trained, or
+    its user's copy of it, builds it with :func:`from_plain`.
+
+    :param torch.nn.Module layer: a layer of torch.nn, ours, or an nn.Sequential of such layers
+    :return: its name, and its arguments by name; those of an nn.Sequential are its layers
+    :rtype: list
+    :raises UserError: if a layer is of another kind, or has arguments that are not plain
+    """
+    kind, name = type(layer), type(layer).__name__
+    if kind.forward in (nn.Sequential.forward, Residual.forward):  # subclasses, too
+        name = "Residual" if isinstance(layer, Residual) else "Sequential"
+        return [name, {key: to_plain(child) for key, child in layer._modules.items()}]
+    arguments = {}
+    for key in inspect.signature(kind).parameters:
+        if key not in ("device", "dtype", "args", "kwargs"):  # the last two are Identity's
+            value = getattr(layer, key, layer)  # what isn't kept can't be described
+            value = value is not None if key == "bias" else value
+            arguments[key] = list(value) if isinstance(value, tuple) else value
+    if kind not in (KINDS.get(name), nn.Linear) or not all(map(is_plain, arguments.values())):
+        raise UserError(f"a checkpoint can't describe the layer {name}: build it of torch.nn's")
+    return [name, arguments]
+
+
+def is_plain(value):
+    """Tell whether a value is None, a number, a string, or a list of those."""
+    values = value if isinstance(value, list) else [value]
+    return all(v is None or isinstance(v, (bool, int, float, str)) for v in values)
+
+
+def from_plain(layer):
+    """Build what :func:`to_plain` described, with new weights.
+
+    Under ``torch.device("meta")`` no weight is stored, so that an absurd size costs nothing.
+
+    :param list layer: from a file that anybody may have written; only layers are built from it
+    :return: the network
+    :rtype: torch.nn.Module
+    :raises UserError: if it is no such description
+    """
+    try:
+        name, arguments = layer
+        kind = KINDS[name]
+        if kind in (nn.Sequential, Residual):
+            network = kind()
+            for key, child in arguments.items():
+                network.add_module(key, from_plain(child))
+            return network
+        if not (issubclass(kind, nn.Module) and all(map(is_plain, arguments.values()))):
+            raise TypeError
+        return kind(**arguments)
+    except Exception as error:  # whatever wrong names and arguments set off in torch
+        raise UserError("the checkpoint's layers can't be built here: train it again") from error

@@ -1,12 +1,15 @@
-"""The building blocks: make_layer's exact layers and shapes, and a Linear that is nn.Linear."""
+"""The building blocks: make_layer, a Linear that is nn.Linear, and networks as plain values."""
 
 import inspect
+import json
 
 import pytest
 import torch
 from torch import nn
 
-from common.layers import Linear, make_layer
+from common.checkpoint import load_checkpoint, save_checkpoint
+from common.errors import UserError
+from common.layers import Linear, Residual, from_plain, make_layer, to_plain
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, summed in another order
 
@@ -194,3 +197,143 @@ def test_linear_compiles():
     (graph,) = graphs
     calls = [node.target for node in graph.graph.nodes if node.op.startswith("call")]
     assert calls == [nn.functional.linear]
+
+
+# ------------------------------------------------------------------------- Residual, plain values
+
+
+def small_network():
+    """Make a network of many kinds of layers, with arguments that are not the defaults.
+
+    :rtype: torch.nn.Sequential
+    """
+    torch.manual_seed(0)
+    return nn.Sequential(
+        make_layer(3, 4, kernel=(3, 1), stride=1, padding=(1, 0), use_batchnorm=False),
+        nn.Conv2d(4, 6, 3, padding="same", groups=2, padding_mode="reflect", bias=False),
+        nn.BatchNorm2d(6, eps=1e-3, momentum=None, affine=False),
+        nn.MaxPool2d(2, ceil_mode=True),
+        Residual(make_layer(6, 6, kernel=3, stride=1), nn.Sequential(nn.Identity(), nn.GELU())),
+        nn.ConvTranspose2d(6, 5, 2, stride=2),
+        nn.AdaptiveAvgPool2d((2, None)),
+        nn.Flatten(),
+        nn.Dropout(0.25),
+        nn.LayerNorm(2 * 8 * 5, bias=False),
+        Linear(2 * 8 * 5, 7, bias=False),
+        nn.Linear(7, 3),
+    ).eval()
+
+
+def test_residual_adds_its_input():
+    """x + f(x), with x itself left alone."""
+    x = torch.randn(2, 3)
+    before = x.clone()
+    assert torch.equal(Residual(nn.Linear(3, 3), nn.ReLU())(x) >= x, torch.ones(2, 3).bool())
+    assert torch.equal(Residual(nn.Identity())(x), 2 * before)
+    assert torch.equal(x, before)
+
+
+def test_a_network_survives_plain_values_and_a_checkpoint(tmp_path):
+    """Described, saved, loaded and built on "meta": the same layers, keys, weights and outputs."""
+    network, x = small_network(), torch.randn(4, 3, 8, 8)
+    state = {"script": "x", "layers": to_plain(network), "network": network.state_dict()}
+    assert json.loads(json.dumps(state["layers"])) == state["layers"]
+    save_checkpoint(tmp_path / "checkpoint.pt", state)
+    loaded = load_checkpoint(tmp_path, "x")
+    with torch.device("meta"):
+        again = from_plain(loaded["layers"]).eval()
+    assert all(p.is_meta for p in again.parameters())
+    again.load_state_dict(loaded["network"], assign=True)
+    assert repr(again) == repr(network)  # every layer and argument
+    assert to_plain(again) == state["layers"]
+    torch.testing.assert_close(again(x), network(x), **CLOSE)
+
+
+def test_a_subclass_of_sequential_is_known_by_its_layers():
+    """A script may name its network; what is described are the layers in it."""
+
+    class Net(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.ReLU(), nn.Flatten())
+
+    assert to_plain(Net()) == to_plain(nn.Sequential(nn.ReLU(), nn.Flatten()))
+
+
+def test_layers_that_occur_twice_or_have_names_are_kept():
+    """An activation used twice stays twice, and a named layer keeps its name."""
+    relu, named = nn.ReLU(), nn.Sequential()
+    named.add_module("first", relu)
+    named.add_module("second", relu)
+    again = from_plain(to_plain(named))
+    assert list(dict(again.named_children())) == ["first", "second"]
+
+
+class Swish(nn.Module):
+    """A layer that only this file knows."""
+
+
+class Doubled(nn.Sequential):
+    """A sequence with a forward of its own."""
+
+    def forward(self, x):
+        """Twice what the layers give."""
+        return 2 * super().forward(x)
+
+
+class ReLU(nn.ReLU):
+    """Called as one of torch.nn's, but another."""
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Swish(), Doubled(nn.ReLU()), ReLU(), nn.MultiheadAttention(4, 2),
+     nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2), 1)],
+    ids=lambda layer: type(layer).__name__,
+)  # fmt: skip
+def test_layers_that_cannot_be_described_are_refused(layer):
+    """What from_plain could not build again is refused before the training, by its name."""
+    with pytest.raises(UserError, match=type(layer).__name__):
+        to_plain(nn.Sequential(nn.ReLU(), layer))
+
+
+DEEP = ["ReLU", {}]
+for _ in range(100_000):
+    DEEP = ["Sequential", {"0": DEEP}]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        None,
+        "ReLU",
+        ["ReLU"],
+        ["Swish", {}],
+        ["Parameter", {}],  # in torch.nn, but no layer
+        ["os.system", {"command": "true"}],
+        ["Linear", {"in_features": 3}],
+        ["Linear", {"in_features": -3, "out_features": 3}],
+        ["Linear", {"in_features": 3, "out_features": 3, "device": ["cpu", "cuda"]}],
+        ["Conv2d", {"in_channels": 3, "out_channels": 3, "kernel_size": {}}],
+        ["Conv2d", {"in_channels": 3, "out_channels": 3, "kernel_size": 1, "groups": 0}],
+        ["Sequential", [["ReLU", {}]]],
+        ["Sequential", {"a.b": ["ReLU", {}]}],
+        ["Sequential", {"0": ["ReLU", {}], "1": ["Swish", {}]}],
+        ["ModuleList", {"modules": [["ReLU", {}]]}],
+        DEEP,
+    ],
+    ids=range(16),
+)
+def test_what_is_no_description_is_refused(layers):
+    """A damaged or hostile file ends in a UserError, whatever it says."""
+    with pytest.raises(UserError, match="layers can't be built"), torch.device("meta"):
+        from_plain(layers)
+
+
+def test_an_absurd_size_costs_nothing_on_meta():
+    """A file can't fill the memory: its weights have to be in it."""
+    arguments = {"in_channels": 10**6, "out_channels": 10**6, "kernel_size": 3}
+    with torch.device("meta"):
+        network = from_plain(["Conv2d", arguments])
+    state = {"weight": torch.zeros(1), "bias": torch.zeros(1)}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        network.load_state_dict(state, assign=True)
