@@ -146,6 +146,6 @@ def from_plain(layer):
             return network
         if not (issubclass(kind, nn.Module) and all(map(is_plain, arguments.values()))):
             raise TypeError
-        return kind(**arguments)
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
     except Exception as error:  # whatever wrong names and arguments set off in torch
         raise UserError("the checkpoint's layers can't be built here: train it again") from error
