@@ -90,7 +90,7 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
-KINDS = {name: kind for name, kind in vars(nn).items() if inspect.isclass(kind)}
+KINDS = {k: v for k, v in vars(nn).items() if inspect.isclass(v) and issubclass(v, nn.Module)}
 KINDS |= {"Linear": Linear, "Residual": Residual}
 
 
@@ -144,7 +144,7 @@ def from_plain(layer):
             for key, child in arguments.items():
                 network.add_module(key, from_plain(child))
             return network
-        if not (issubclass(kind, nn.Module) and all(map(is_plain, arguments.values()))):
+        if not all(map(is_plain, arguments.values())) or "device" in arguments:
             raise TypeError
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
     except Exception as error:  # whatever wrong names and arguments set off in torch
