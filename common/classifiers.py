@@ -11,7 +11,7 @@ from torch import nn
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
-from common.folding import fold_batchnorm
+from common.folding import fold
 from common.layers import from_plain
 
 
@@ -68,7 +68,7 @@ def load_classifier(name="efficientnet_lite0", device="cpu"):
     else:
         found = load_torchvision(name)
     network, mean, std, classes, channels, size, resize = found
-    network = fold_batchnorm(network.eval(), torch.rand(1, channels, size, size))
+    network = fold(network.eval(), torch.rand(1, channels, size, size))
     network = nn.Sequential(Normalise(mean, std), network).eval().requires_grad_(False)
     network.to(device, memory_format=torch.channels_last)
     return Classifier(name, network, classes, channels, size, resize)
