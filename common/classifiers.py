@@ -19,8 +19,8 @@ class Classifier(NamedTuple):
     """A classifier and what one must know to feed it.
 
     ``network`` maps pixels (N, ``channels``, ``size``, ``size``) in [0, 1] to logits
-    (N, len(``classes``)): normalised within, in eval mode, frozen. Photos are resized to
-    ``resize`` pixels, the shorter side, and cropped to ``size``.
+    (N, len(``classes``)): normalised within, in eval mode, frozen, on ``device``. Photos are
+    resized to ``resize`` pixels, the shorter side, and cropped to ``size``.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Classifier(NamedTuple):
     channels: int
     size: int
     resize: int
+    device: torch.device
 
 
 class Normalise(nn.Module):
@@ -71,7 +72,7 @@ def load_classifier(name="efficientnet_lite0", device="cpu"):
     network = fold(network.eval(), torch.rand(1, channels, size, size))
     network = nn.Sequential(Normalise(mean, std), network).eval().requires_grad_(False)
     network.to(device, memory_format=torch.channels_last)
-    return Classifier(name, network, classes, channels, size, resize)
+    return Classifier(name, network, classes, channels, size, resize, torch.device(device))
 
 
 def load_lite0():

@@ -93,6 +93,29 @@ def describe_device(device):
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
+def fit_memory(compute, size):
+    """Compute in chunks, and in smaller ones when memory runs out.
+
+    :param Callable compute: from the size of a chunk to a result that doesn't depend on it
+    :param int size: the chunk to try first
+    :return: the result, and the size that it was computed with
+    :rtype: tuple[object, int]
+    :raises UserError: if there isn't even memory for 1
+    """
+    while True:
+        try:
+            return compute(size), size
+        except (RuntimeError, MemoryError) as error:  # the CPU's is a plain RuntimeError
+            known = (torch.OutOfMemoryError, MemoryError)
+            if not isinstance(error, known) and "allocate memory" not in str(error):
+                raise
+        if size == 1:
+            raise UserError("out of memory: choose a smaller --model")
+        size //= 2
+        print(f"warning: out of memory: going on with --chunk {size}", file=sys.stderr)
+        torch.cuda.empty_cache()
+
+
 def make_rng(device, *key):
     """Make a generator of its own from a key such as (seed, epoch, rank).
 

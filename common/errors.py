@@ -12,7 +12,15 @@ from argparse import (
 
 
 class UserError(Exception):
-    """Something that the user can mend: one line that says what is wrong and what to do."""
+    """Something that the user can mend: one line that says what is wrong and what to do.
+
+    :param str message: the line
+    :param int code: the exit code; 1 if a part of the work was done
+    """
+
+    def __init__(self, message, code=2):
+        super().__init__(message)
+        self.code = code
 
 
 class Interrupted(Exception):
@@ -52,14 +60,15 @@ def exit_code(main):
     """Run a script's main, and turn the ways in which it can end into exit codes.
 
     :param Callable main: the script's ``main``
-    :return: 0 done, 2 the user's mistake (one line on stderr), 128 + n stopped by signal n
+    :return: 0 done, 1 done in part, 2 the user's mistake (one line on stderr), 128 + n stopped by
+        signal n
     :rtype: int
     """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.code
     except Interrupted as stop:
         if os.environ.get("RANK", "0") == "0":  # torchrun stops all its processes; one line will do
             print(stop, file=sys.stderr)

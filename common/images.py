@@ -59,10 +59,12 @@ def save_gif(path, frames, seconds=12):
     """Write an animation that repeats for ever and rests on its last frame; atomically.
 
     :param pathlib.Path path: the file
-    :param list[pathlib.Path] frames: pictures of one size; those that are not there are left out
+    :param list frames: pictures of one size, uint8 arrays (H, W, 3) or their files; files that are
+        not there are left out
     :param float seconds: length of one round, without the rest; a frame takes at most half a second
     """
-    frames = [np.asarray(Image.open(frame)) for frame in frames if frame.is_file()]
+    files = [f for f in frames if isinstance(f, np.ndarray) or f.is_file()]
+    frames = [f if isinstance(f, np.ndarray) else np.asarray(Image.open(f)) for f in files]
     if not frames:
         return
     each = min(500, max(40, 1000 * seconds / len(frames)))  # milliseconds; viewers slow down < 40
@@ -73,18 +75,46 @@ def save_gif(path, frames, seconds=12):
         first.save(part, save_all=True, append_images=rest, duration=durations, loop=0)
 
 
-def plot_curves(path, rows, panels):
+def interpolate(a, b, n, latent):
+    """Walk from one noise vector of a generator to another, both ends included.
+
+    Normal noise lies near a sphere, so its walk follows the sphere; a straight line would lead
+    through lengths that the generator has never seen (White 2016, arXiv 1609.04468).
+
+    :param torch.Tensor a: (z_dim,)
+    :param torch.Tensor b: (z_dim,)
+    :param int n: number of steps
+    :param str latent: the noise's distribution, "normal" or "uniform"
+    :return: (n, z_dim)
+    :rtype: torch.Tensor
+    """
+    t = torch.linspace(0, 1, n, device=a.device)[:, None]
+    angle = torch.acos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
+    if latent == "uniform" or angle.sin() < 1e-3:
+        return (1 - t) * a + t * b
+    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+
+
+def plot_curves(path, rows, panels, levels=None):
     """Plot columns of a table against its first one; atomically.
 
     :param pathlib.Path path: the PNG file
     :param list[dict] rows: one per epoch or step
-    :param list[tuple[str]] panels: the columns to draw, panel by panel
+    :param list[tuple[str]] panels: the columns to draw, panel by panel; a row may
+        lack some, and a panel that no row has anything for is left out
+    :param dict levels: by column, a value to mark by a dashed line; that panel's axis is then
+        logarithmic, as for a distance that should go down to it
     """
+    panels = [names for names in panels if any(name in row for row in rows for name in names)]
     figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
     against = next(iter(rows[0]))
     for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
-            axes.plot([r[against] for r in rows], [r[name] for r in rows], marker=".", label=name)
+            values = [row.get(name, np.nan) for row in rows]
+            axes.plot([row[against] for row in rows], values, marker=".", label=name)
+            if name in (levels or {}):
+                axes.axhline(levels[name], linestyle="--", color="grey", label=f"{name}, floor")
+                axes.set_yscale("log")
         axes.set_xlabel(against)
         axes.legend()
     with replacing(path) as part:

@@ -1,0 +1,33 @@
+"""Does a map name the pixels that matter? Take them away, and look at the class's probability."""
+
+import torch
+from torchvision.transforms.v2.functional import gaussian_blur
+
+BLUR = 10 / 224  # standard deviation of the blur that takes pixels away, in parts of the side
+TOP = 0.1  # part of the pixels that is taken away
+
+
+def blur(x):
+    """Blur images, (N, C, H, W), until objects can't be told from their surroundings."""
+    sigma = BLUR * x.shape[-1]
+    return gaussian_blur(x, 2 * int(3 * sigma) + 1, sigma)
+
+
+@torch.no_grad()
+def deletion_test(network, x, target, heat, rng):
+    """Blur the top 10 % of a map's pixels away, and as many at random.
+
+    :param torch.nn.Module network: from pixels to logits
+    :param torch.Tensor x: the photo, (1, C, H, W)
+    :param int target: the class
+    :param torch.Tensor heat: the map, (H, W)
+    :param torch.Generator rng: for the random pixels
+    :return: what is left of the class's probability; the mean over 8 random choices
+    :rtype: tuple[float, float]
+    """
+    shuffled = [torch.rand(heat.shape, generator=rng, device=x.device) for _ in range(8)]
+    ranked = torch.stack([heat.to(x.dtype), *shuffled]).flatten(1)
+    top = ranked.topk(round(TOP * ranked.shape[1]), dim=1).indices
+    deleted = torch.zeros_like(ranked).scatter_(1, top, 1).view(-1, 1, *heat.shape)
+    left = network(x + deleted * (blur(x) - x)).softmax(1)[:, target]
+    return float(left[0]), float(left[1:].mean())

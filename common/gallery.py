@@ -1,0 +1,122 @@
+"""One explanation per photo: shared among processes, resumable, and no broken photo stops it."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+from common.device import ranks
+from common.errors import UserError
+from common.run import replacing
+
+
+def name_photos(photos):
+    """Make one file name stem for each photo, whatever its own name holds.
+
+    :param list[str] photos: files and ``sample:NAME``
+    :return: stem by photo; letters, digits, ``-`` and ``_`` only, all different
+    :rtype: dict[str, str]
+    """
+    stems = {}
+    for photo in photos:
+        stem = photo[7:] if photo.startswith("sample:") else Path(photo).stem
+        stem = re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII)[:60].strip("_") or "photo"
+        unique, count = stem, 2
+        while unique in stems.values():
+            unique, count = f"{stem}_{count}", count + 1
+        stems[photo] = unique
+    return stems
+
+
+def save_arguments(folder, script, args):
+    """Write down at the start what was asked for, so that --resume can go on with it.
+
+    :param pathlib.Path folder: the run folder
+    :param str script: name of the script, without .py
+    :param argparse.Namespace args: all arguments
+    """
+    if ranks()[0] == 0:
+        with replacing(folder / "records" / "arguments.txt") as part:
+            part.write_text(json.dumps({"script": script, "args": vars(args)}), encoding="utf-8")
+
+
+def load_arguments(path, script):
+    """Read what :func:`save_arguments` wrote.
+
+    :param str path: the run folder
+    :param str script: the script that must have written it
+    :return: the arguments
+    :rtype: dict
+    :raises UserError: if there are none, or another script's
+    """
+    try:
+        text = (Path(path) / "records" / "arguments.txt").read_text(encoding="utf-8")
+        state = json.loads(text)
+        found, args = state["script"], state["args"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no run of {script} to go on with: start a new one") from error
+    if found != script:
+        raise UserError(f"{path} was written by {found}, not by {script}")
+    return args
+
+
+def explain_photos(photos, folder, explain, group=1):
+    """Explain the photos of this process that haven't been explained yet.
+
+    A photo's record, ``records/STEM.json``, is written after all its other files: a resumed run
+    goes on with the photos that have none. One that can't be read costs no other.
+
+    :param list[str] photos: all of them; each process takes its share
+    :param pathlib.Path folder: the run folder
+    :param Callable explain: from a list of pairs (photo, stem) to one record each, plain values
+    :param int group: how many photos ``explain`` is given at once
+    :return: the records of all photos, in order, and what went wrong with the others
+    :rtype: tuple[list[dict], dict[str, str]]
+    """
+    rank, world = ranks()
+    stems = name_photos(photos)
+    files = {photo: folder / "records" / f"{stems[photo]}.json" for photo in photos}
+    todo = [photo for photo in photos[rank::world] if not files[photo].is_file()]
+    failed = {}
+    bar = tqdm(total=len(todo), unit="photo", disable=rank > 0 or len(photos) == 1 or None)
+    groups = [todo[i : i + group] for i in range(0, len(todo), group)]
+    while groups:
+        some = groups.pop(0)
+        try:
+            records = explain([(photo, stems[photo]) for photo in some])
+        except UserError as error:
+            if len(some) > 1:  # find the one
+                groups = [[photo] for photo in some] + groups
+                continue
+            failed[some[0]] = str(error)
+        else:
+            for photo, record in zip(some, records, strict=True):
+                with replacing(files[photo]) as part:
+                    part.write_text(json.dumps(record), encoding="utf-8")
+        bar.update(len(some))
+    bar.close()
+    if world > 1:
+        everybody = [None] * world
+        dist.all_gather_object(everybody, failed)  # also waits for the last record
+        failed = {photo: why for part in everybody for photo, why in part.items()}
+    records = [json.loads(f.read_text(encoding="utf-8")) for f in files.values() if f.is_file()]
+    return records, failed
+
+
+def report_failures(failed, count):
+    """Name the photos that could not be explained.
+
+    :param dict[str, str] failed: what was wrong, by photo
+    :param int count: how many photos there were
+    :raises UserError: if there are any; exit code 2 if it is all of them, else 1
+    """
+    if len(failed) == count == 1:
+        raise UserError(next(iter(failed.values())))
+    for why in failed.values():
+        print(f"warning: {why}", file=sys.stderr)
+    if failed:
+        code = 2 if len(failed) == count else 1
+        raise UserError(f"{len(failed)} of {count} photos could not be explained", code)
