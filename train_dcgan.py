@@ -12,6 +12,9 @@ arXiv 1406.2661, the non-saturating form of section 3):
 What this script's ancestor learnt: without BatchNorm1d after the linear layers (--no-linear-bn) G
 never catches up, and all its drawings collapse into one; results/README.md shows both.
 
+--fid scores the samples of each epoch with a classifier of the same data (common/fid.py); what
+makes them better is measured in benchmarks/README.md.
+
 On two CPU cores an epoch of MNIST takes two minutes; most digits can be read after three epochs.
 
 Differences from the paper: 28 x 28 pixels, hence linear layers up to 5 x 5 and other kernels;
@@ -34,27 +37,21 @@ from common.checkpoint import load_checkpoint, resume_args, save_checkpoint
 from common.data import EMNIST_SPLITS, NAMES, load_dataset
 from common.device import average_gradients, average_over_ranks, is_first, make_rng, ranks, set_up
 from common.errors import Interrupted, UserError, exit_code, make_parser, number
-from common.images import add_caption, plot_curves, save_gif, save_png, to_grid
-from common.layers import Linear, make_layer
+from common.fid import PANELS, SCORES, make_judge
+from common.images import add_caption, interpolate, plot_curves, save_gif, save_png, to_grid
+from common.layers import Linear, linear_layer, make_layer
 from common.run import finish, open_run, replacing, watching_signals, write_csv
 
 SCRIPT = "train_dcgan"
 SIDE = 28  # pixels
 COLUMNS = ("d_loss", "g_loss", "d_real", "d_fake")
 # What --resume may change: nothing here touches what the run has already learnt.
-FREE = {"epochs", "cuda", "compile", "gif_every", "checkpoint_every", "data_dir", "resume", "n"}
+FREE = {"epochs", "cuda", "compile", "fid", "gif_every", "checkpoint_every", "data_dir", "resume",
+        "n"}  # fmt: skip
 START = {"done": 0, "totals": [0.0] * 4}  # of an epoch: batches behind us, sums over them
 
 
 # ---------------------------------------------------------------------------------------- model
-
-
-def linear_layer(n_in, n_out, activation, use_batchnorm):
-    """Linear -> BatchNorm1d -> activation; a bias before BatchNorm would only be subtracted."""
-    layers = [Linear(n_in, n_out, bias=not use_batchnorm)]
-    if use_batchnorm:
-        layers.append(nn.BatchNorm1d(n_out))
-    return [*layers, activation]
 
 
 def scaled(width):
@@ -119,38 +116,10 @@ def init_weights(module):
 
 
 def draw_z(n, z_dim, latent, rng):
-    """Draw noise for ``n`` pictures.
-
-    :param int n: how many
-    :param int z_dim: its length
-    :param str latent: "normal", N(0, 1), or "uniform", U(-1, 1)
-    :param torch.Generator rng: where it comes from, and the device that it is drawn on
-    :return: z, (n, z_dim)
-    :rtype: torch.Tensor
-    """
+    """Draw noise, (n, z_dim), on rng's device; latent "normal" is N(0, 1), "uniform" U(-1, 1)."""
     if latent == "normal":
         return torch.randn(n, z_dim, generator=rng, device=rng.device)
     return torch.rand(n, z_dim, generator=rng, device=rng.device) * 2 - 1
-
-
-def interpolate(a, b, n, latent):
-    """Walk from one z to another, both ends included.
-
-    Normal noise lies near a sphere, so its walk follows the sphere; a straight line would lead
-    through lengths that G has never seen (White 2016, arXiv 1609.04468).
-
-    :param torch.Tensor a: (z_dim,)
-    :param torch.Tensor b: (z_dim,)
-    :param int n: number of steps
-    :param str latent: as in :func:`draw_z`
-    :return: (n, z_dim)
-    :rtype: torch.Tensor
-    """
-    t = torch.linspace(0, 1, n, device=a.device)[:, None]
-    angle = torch.acos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
-    if latent == "uniform" or angle.sin() < 1e-3:
-        return (1 - t) * a + t * b
-    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
 def bce(logits, target):
@@ -239,22 +208,41 @@ def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args,
 
 
 @torch.no_grad()
+def draw(ema, z):
+    """Turn noise into pictures, 500 at once: yield (n, C, 28, 28) in [0, 1] for (N, z_dim)."""
+    ema.eval()  # in train mode BatchNorm would make each sample depend on the others
+    for chunk in z.split(500):
+        yield ema(chunk.to(ema[0].weight.device))
+
+
 def test(ema, z, latent, epoch):
     """Draw the same 64 samples as in every other epoch, and a walk from the first to the last.
 
-    :param torch.nn.Module ema: the generator to look at; put into eval mode, since in train mode
-        BatchNorm would make each sample depend on the others
+    :param torch.nn.Module ema: the generator to look at
     :param torch.Tensor z: the fixed noise, (64, z_dim)
     :param str latent: as in :func:`draw_z`
     :param int epoch: for the caption
     :return: the picture, uint8, (H, W, 3)
     :rtype: numpy.ndarray
     """
-    ema.eval()
-    grid = to_grid(ema(z), columns=8)
-    walk = to_grid(ema(interpolate(z[0], z[-1], 8, latent)), columns=8)
+    grid, walk = (to_grid(next(draw(ema, noise)), columns=8)
+                  for noise in (z, interpolate(z[0], z[-1], 8, latent)))  # fmt: skip
     text = f"epoch {epoch}      last row: a walk from the first sample to the last"
     return add_caption(np.concatenate([grid, np.full_like(grid[:12], 64), walk]), text)
+
+
+def load_data(args, train=True):
+    """Load one half of the data, as the arguments say."""
+    return load_dataset(args.dataset, args.data_dir, train, args.split, SIDE, glyphs=args.glyphs)
+
+
+def score(ema, judge, args):
+    """Score a generator, on the same noise each time; the noise is of no other use.
+
+    :rtype: dict
+    """
+    rng = make_rng("cpu", args.seed, 0)  # training's begin with epoch 1
+    return judge.score(draw(ema, draw_z(judge.samples, args.z_dim, args.latent, rng)))
 
 
 def sample(args, argv):
@@ -263,22 +251,24 @@ def sample(args, argv):
     :return: what metrics.json holds
     :rtype: dict
     """
-    state = load_checkpoint(args.sample, SCRIPT)
-    saved, started = state["args"], time.time()
+    state, started = load_checkpoint(args.sample, SCRIPT), time.time()
+    typed = FREE | {"sample", "out", "seed"}  # the rest is the run's own
+    vars(args).update({k: v for k, v in state["args"].items() if k not in typed})
     device = set_up(args.cuda, args.seed)
+    ema = Generator(args.z_dim, state["shape"][1], args.width, args.linear_bn)
+    ema.to(device, memory_format=torch.channels_last).load_state_dict(state["ema"])
+    judge = args.fid and make_judge(args.fid, load_data(args), load_data(args, False), device)
+    fid = judge and judge.report(score(ema, judge, args))
     folder = open_run(SCRIPT, args.out)
     if not is_first():
         return {}
-    ema = Generator(saved["z_dim"], state["shape"][1], saved["width"], saved["linear_bn"])
-    ema.to(device).eval().load_state_dict(state["ema"])
-    z = draw_z(args.n, saved["z_dim"], saved["latent"], make_rng("cpu", args.seed))
-    with torch.no_grad():
-        images = torch.cat([ema(chunk.to(device)).cpu() for chunk in z.split(1000)])
+    z = draw_z(args.n, args.z_dim, args.latent, make_rng("cpu", args.seed))
+    images = torch.cat([pictures.cpu() for pictures in draw(ema, z)])
     print(f"{args.n} samples of {args.sample}, trained for {len(state['history'])} epochs")
     save_png(folder / "samples.png", to_grid(images[:1024], columns=8 if args.n <= 64 else 32))
     with replacing(folder / "samples.npz") as part:
         np.savez_compressed(part, images=(images * 255).round().byte().numpy())
-    return finish(folder, SCRIPT, args, argv, saved["dataset"], device, started)
+    return finish(folder, SCRIPT, args, argv, args.dataset, device, started, fid=fid)
 
 
 # ------------------------------------------------------------------------------------ the script
@@ -332,6 +322,8 @@ def get_parser():
     either.add_argument("--sample", metavar="RUN", help="draw from a run's generator, no training")
     group.add_argument("-n", type=number(int, 1, 1_000_000), default=64,
                        help="how many to draw with --sample; the grid shows at most 1,024")
+    group.add_argument("--fid", metavar="CLASSIFIER", help=(
+        "score 10,000 samples each epoch, or with --sample; a checkpoint of train_classifier.py"))
     group.add_argument("--gif-every", type=some, default=1, help="epochs from frame to frame")
     group.add_argument("--checkpoint-every", type=some, default=1, help="epochs per checkpoint")
     group.add_argument("--dry-run", action="store_true", help="one batch: does everything work?")
@@ -361,19 +353,22 @@ def main(argv=None):
     device = set_up(args.cuda, args.seed)
     _, world = ranks()
     say = print if is_first() else lambda *_, **__: None
-    data = load_dataset(args.dataset, args.data_dir, True, args.split, SIDE, glyphs=args.glyphs)
+    data = load_data(args)
     args.dataset = data.name  # "auto" is decided once: a resumed run must find the same data
     images, channels = data.images.to(device), data.images.shape[1]
     if len(images) < args.batch_size * world:
         raise UserError(f"{len(images)} images don't fill one batch: lower --batch-size")
 
-    folder = open_run(SCRIPT, args.out, args.resume)
     generator = Generator(args.z_dim, channels, args.width, args.linear_bn)
     discriminator = Discriminator(channels, args.width, args.linear_bn)
     for network in (generator, discriminator):
         # Channels last: the layout in which convolutions and BatchNorm are fastest.
         network.apply(init_weights).to(device, memory_format=torch.channels_last)
     ema = copy.deepcopy(generator)
+    judge = args.fid and make_judge(args.fid, data, load_data(args, False), device,
+                                    args.dry_run, state and state.get("floor"))  # fmt: skip
+    ceiling = judge and score(ema, judge, args)  # of the untrained generator
+    folder = open_run(SCRIPT, args.out, args.resume)
     g_optimizer, d_optimizer = make_optimizer(generator, args), make_optimizer(discriminator, args)
     parts = {"generator": generator, "discriminator": discriminator, "ema": ema,
              "g_optimizer": g_optimizer, "d_optimizer": d_optimizer}  # fmt: skip
@@ -397,13 +392,15 @@ def main(argv=None):
         if is_first():
             picture = test(ema, fixed_z, args.latent, epoch)
             save_png(folder / f"samples/epoch_{epoch:03d}.png", picture)
+        found = score(ema, judge, args) if judge and epoch else {}
+        return {name: found[name] for name in SCORES if found}
 
     def save():
         if is_first():
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"script": SCRIPT, "args": vars(args), "shape": list(images.shape)}
             state |= {"epoch": epoch, "history": history, "progress": progress, "world": world}
-            state["seconds"] = time.time() - started
+            state |= {"seconds": time.time() - started, "floor": judge and judge.floor["fid"]}
             save_checkpoint(folder / "checkpoint.pt", state)
             write_csv(folder / "metrics.csv", history)
 
@@ -421,15 +418,16 @@ def main(argv=None):
             if not progress["whole"]:
                 break  # a signal came
             speed = (steps - before) * args.batch_size * world / (time.time() - began)
+            scores = look(epoch)
             history.append({"epoch": epoch, **dict(zip(COLUMNS, means, strict=True)),
-                            "images_per_second": round(speed, 1)})  # fmt: skip
+                            "images_per_second": round(speed, 1), **scores})  # fmt: skip
             d_loss, g_loss, d_real, d_fake = means
             say(f"epoch {epoch:3d}   D loss {d_loss:.3f}   G loss {g_loss:.3f}   D(x) {d_real:.2f}"
-                f"   D(G(z)) {d_fake:.2f}   {speed:,.0f} images/s", flush=True)  # fmt: skip
+                f"   D(G(z)) {d_fake:.2f}   {speed:,.0f} images/s"
+                f"{'   FID {fid:.3f}'.format(**scores) if scores else ''}", flush=True)  # fmt: skip
             if d_real > 0.9 and d_fake < 0.1:
                 say("warning: the discriminator has won, so the generator learns little from it: "
                     "try a smaller --lr, or more data", file=sys.stderr)  # fmt: skip
-            look(epoch)
             epoch, progress = epoch + 1, dict(START)
             if epoch > args.epochs or (epoch - 1) % args.checkpoint_every == 0:
                 save()
@@ -440,10 +438,12 @@ def main(argv=None):
     if not is_first():
         return {}
     save_png(folder / "data.png", to_grid(images[:: len(images) // 64 or 1][:64] / 255, columns=8))
-    plot_curves(folder / "losses.png", history, [COLUMNS[:2], COLUMNS[2:]])
+    panels, levels = [COLUMNS[:2], COLUMNS[2:], *PANELS], judge and {"fid": judge.floor["fid"]}
+    plot_curves(folder / "losses.png", history, panels, levels)
     shown = sorted({*range(0, epoch, args.gif_every), epoch - 1})
     save_gif(folder / "epochs.gif", [folder / f"samples/epoch_{e:03d}.png" for e in shown])
-    return finish(folder, SCRIPT, args, argv, data.name, device, started, epochs=history)
+    fid = judge and judge.report(score(ema, judge, args), ceiling)
+    return finish(folder, SCRIPT, args, argv, data.name, device, started, epochs=history, fid=fid)
 
 
 if __name__ == "__main__":

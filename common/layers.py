@@ -82,6 +82,22 @@ def make_layer(
     return nn.Sequential(*layers)
 
 
+def linear_layer(n_in, n_out, activation, use_batchnorm=True):
+    """Build the layers Linear -> BatchNorm1d -> activation.
+
+    :param int n_in: numbers of an input, (N, n_in)
+    :param int n_out: numbers of an output, (N, n_out)
+    :param torch.nn.Module activation: the last layer
+    :param bool use_batchnorm: put a BatchNorm1d after the linear layer, which then has no bias
+    :return: the layers, to be put into an nn.Sequential
+    :rtype: list[torch.nn.Module]
+    """
+    layers = [Linear(n_in, n_out, bias=not use_batchnorm)]
+    if use_batchnorm:
+        layers.append(nn.BatchNorm1d(n_out))
+    return [*layers, activation]
+
+
 class Residual(nn.Sequential):
     """x + f(x), where f is the layers given (He et al. 2015, arXiv 1512.03385)."""
 

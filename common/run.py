@@ -129,12 +129,13 @@ def write_csv(path, rows):
     """Write a table atomically, one row per epoch or step.
 
     :param pathlib.Path path: the file
-    :param list[dict] rows: the first one's keys are the header; without a row nothing is written
+    :param list[dict] rows: what a row lacks is left empty; without a row nothing is written
     """
     if not rows:
         return
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        header = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(file, fieldnames=list(header))
         writer.writeheader()
         writer.writerows(rows)
 

@@ -17,9 +17,12 @@ import pytest
 import torch
 
 import train_dcgan
-from common.checkpoint import load_checkpoint
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.data import load_dataset
 from common.errors import UserError
+from common.fid import SCORES
+from common.glyphs import CLASSES as GLYPH_CLASSES
+from common.layers import to_plain
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "train_dcgan.py")
@@ -278,6 +281,32 @@ def test_generator_step_leaves_no_gradient_in_the_discriminator(monkeypatch):
         assert torch.equal(kept, parameter.grad)
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """Write a checkpoint as train_classifier.py does, of random weights: features all the same."""
+    folder = tmp_path_factory.mktemp("classifier")
+    write_classifier(folder, seed=0)
+    return str(folder)
+
+
+def write_classifier(folder, seed, channels=1):
+    """Write a classifier of 28 x 28 pixels and the glyphs' 62 classes."""
+    torch.manual_seed(seed)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(channels, 8, 5, stride=3), torch.nn.ReLU(), torch.nn.Flatten(),
+        torch.nn.Linear(8 * 8 * 8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 62),
+    )  # fmt: skip
+    save_checkpoint(
+        folder / "checkpoint.pt",
+        {
+            "script": "train_classifier", "layers": to_plain(network),
+            "network": network.state_dict(), "shape": [channels, 28, 28],
+            "mean": [0.5] * channels, "std": [0.5] * channels,
+            "classes": list(GLYPH_CLASSES),
+        },
+    )  # fmt: skip
+
+
 # ----------------------------------------------------------------------------------- the script
 
 
@@ -384,6 +413,82 @@ def test_sample_draws_from_a_finished_run(four_epochs, tmp_path):
         ["--sample", str(folder), "-n", "70", "--seed", "1", "--out", str(tmp_path / "other")]
     )
     assert not np.array_equal(np.load(tmp_path / "other" / "samples.npz")["images"], images)
+
+
+@pytest.fixture(scope="module")
+def scored(classifier, data, tmp_path_factory):
+    """Train as four_epochs does, and score each epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "scored"
+    return folder, run(folder, "--epochs", "4", "--fid", classifier, data=data)
+
+
+def test_scoring_changes_no_weight(scored, four_epochs):
+    """With --fid every tensor of a run is the same, bit for bit."""
+    assert_same(weights(scored[0]), weights(four_epochs[0]))
+
+
+def test_scores_lie_between_floor_and_ceiling(scored):
+    """Training data scores best, then the trained generator, then the untrained one."""
+    folder, metrics = scored
+    fid = metrics["fid"]
+    assert fid["floor"]["fid"] < fid["final"]["fid"] < fid["ceiling"]["fid"]
+    assert fid["samples"] == 10_000
+    assert fid["test_images"] == 32
+    assert sum(fid["final"]["classes"].values()) == 10_000
+    last = {name: fid["final"][name] for name in SCORES}
+    assert last.items() <= metrics["epochs"][-1].items()
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["fid"]) for row in rows] == [e["fid"] for e in metrics["epochs"]]
+
+
+def test_a_run_can_be_scored_at_any_time(scored, four_epochs, classifier, data, tmp_path):
+    """--sample RUN --fid gives the numbers of the training itself, to the last bit."""
+    options = ["--fid", classifier, "--data-dir", str(data), "--out", str(tmp_path / "drawn")]
+    metrics = train_dcgan.main(["--sample", str(four_epochs[0]), *options])
+    assert metrics["fid"]["final"] == scored[1]["fid"]["final"]
+    assert metrics["fid"]["floor"] == scored[1]["fid"]["floor"]
+
+
+def test_resume_goes_on_scoring_or_begins_to(
+    scored, four_epochs, classifier, data, tmp_path, capsys
+):
+    """A resumed run keeps its --fid; one that had none gets columns that begin with empty cells."""
+    run(tmp_path / "kept", "--epochs", "2", "--fid", classifier, data=data)
+    metrics = train_dcgan.main(["--resume", str(tmp_path / "kept"), "--epochs", "4"])
+    columns = ("epoch", *train_dcgan.COLUMNS, *SCORES)
+    for ours, whole in zip(metrics["epochs"], scored[1]["epochs"], strict=True):
+        assert {c: ours[c] for c in columns} == {c: whole[c] for c in columns}
+    assert metrics["fid"] == scored[1]["fid"]
+
+    run(tmp_path / "late", "--epochs", "2", data=data)
+    train_dcgan.main(["--resume", str(tmp_path / "late"), "--epochs", "4", "--fid", classifier])
+    assert_same(weights(tmp_path / "late"), weights(four_epochs[0]))
+    with open(tmp_path / "late" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["fid"] == "" for row in rows] == [True, True, False, False]
+    assert float(rows[3]["fid"]) == scored[1]["epochs"][3]["fid"]
+    assert rows[0].keys() == set(columns) | {"images_per_second"}
+
+
+def test_resume_refuses_another_classifier(scored, tmp_path):
+    """Scores of two classifiers don't compare, so they don't go into one curve."""
+    write_classifier(tmp_path, seed=1)
+    with pytest.raises(UserError, match="isn't the classifier that scored the run"):
+        train_dcgan.main(["--resume", str(scored[0]), "--epochs", "5", "--fid", str(tmp_path)])
+
+
+def test_fid_says_what_does_not_fit(classifier, data, tmp_path, capsys):
+    """A classifier of colour is refused before anything is written; few images are warned of."""
+    write_classifier(tmp_path, seed=0, channels=3)
+    with pytest.raises(UserError, match="3 x 28 x 28 pixels, but glyphs is 1 x 28 x 28"):
+        run(tmp_path / "run", "--fid", str(tmp_path), data=data)
+    with pytest.raises(UserError, match="no model or checkpoint nowhere"):
+        run(tmp_path / "run", "--fid", "nowhere", data=data)
+    assert not (tmp_path / "run").exists()
+    capsys.readouterr()
+    run(tmp_path / "run", "--dry-run", "--fid", classifier, data=data)
+    assert capsys.readouterr().err.count("fewer than 10,000") == 1
 
 
 @pytest.mark.parametrize(
@@ -552,8 +657,8 @@ def test_signals_end_a_process_with_their_code(signum, data, tmp_path):
     assert load_checkpoint(tmp_path / "run", "train_dcgan")["epoch"] >= 2
 
 
-def test_torchrun_trains_one_model_on_two_processes(data, tmp_path):
-    """Two processes agree on every weight; rank 0 alone writes and prints."""
+def test_torchrun_trains_one_model_on_two_processes(data, classifier, tmp_path):
+    """Two processes agree on every weight; rank 0 alone writes, prints and scores."""
     probe = tmp_path / "probe.py"
     probe.write_text(
         "import hashlib, os, sys, torch\n"
@@ -576,7 +681,7 @@ def test_torchrun_trains_one_model_on_two_processes(data, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(probe), *TINY, "--batch-size", "8", "--epochs", "2", "--data-dir", str(data),
-         "--out", str(tmp_path / "run")],
+         "--out", str(tmp_path / "run"), "--fid", classifier],
         capture_output=True, text=True, timeout=300, cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -584,6 +689,7 @@ def test_torchrun_trains_one_model_on_two_processes(data, tmp_path):
     assert len((tmp_path / "hash0").read_text()) == 64
     assert (tmp_path / "hash0").read_text() == (tmp_path / "hash1").read_text()
     assert done.stdout.count("epoch   1") == 1
+    assert done.stdout.count("fid      floor") == 1
     assert "2 processes" in done.stdout
     assert (tmp_path / "run" / "checkpoint.pt").stat().st_mtime > started - 1
     assert (tmp_path / "run" / "epochs.gif").exists()

@@ -1,0 +1,207 @@
+"""How good drawings are: classifier-FID, precision and recall, and the classes that are drawn.
+
+Inception's features say little about handwriting, so the features are those of a classifier of the
+same data: what its last linear layer is given. Such numbers compare only under one classifier, and
+mean something only between two others: the floor, what other data of the same kind would score,
+and the ceiling, what an untrained generator scores.
+"""
+
+import sys
+
+import torch
+from torch import nn
+
+from common.classifiers import load_classifier
+from common.device import is_first, make_rng
+from common.errors import UserError
+
+SAMPLES = 10_000  # as many pictures of each kind; with fewer, the distance is biased upwards
+NEIGHBOURHOOD = 5_000  # of these, for precision and recall, whose cost is quadratic
+SCORES = ("fid", "precision", "recall", "class_distance", "largest_class")
+PANELS = (SCORES[:1], SCORES[1:3])
+
+
+@torch.no_grad()
+def features(network, images):
+    """Read what the last linear layer of a classifier is given; the network stays as it was.
+
+    :param torch.nn.Module network: maps (N, C, H, W) to logits (N, K)
+    :param torch.Tensor images: (N, C, H, W), in [0, 1]
+    :return: the features, float64, (N, F), and the logits, (N, K)
+    :rtype: tuple[torch.Tensor, torch.Tensor]
+    :raises UserError: if the network has no linear layer
+    """
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError("the classifier has no linear layer, hence no features to compare")
+    seen = []
+    hook = linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        logits = network(images)
+    finally:
+        hook.remove()
+    return seen[0].flatten(1).double(), logits
+
+
+def fit_gaussian(x):
+    """Describe points by their mean and by a root of their covariance.
+
+    :param torch.Tensor x: float64, (N, F), N at least 2
+    :return: the mean, (F,), and R, (F or fewer, F), with R^T R the covariance
+    :rtype: tuple[torch.Tensor, torch.Tensor]
+    """
+    mean = x.mean(0)
+    return mean, torch.linalg.qr(x - mean, mode="r").R / (len(x) - 1) ** 0.5
+
+
+def frechet_distance(a, b):
+    """Square of the Wasserstein-2 distance of two Gaussians (Dowson and Landau 1982).
+
+        |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)),    S = R^T R
+
+    The eigenvalues of S1 S2 are the squares of the singular values of R1 R2^T. So no covariance is
+    formed and no root of a matrix taken, which would cost half the digits where S is near singular.
+
+    :param tuple a: m1 and R1, as from :func:`fit_gaussian`
+    :param tuple b: m2 and R2
+    :return: the distance, 0 or more
+    :rtype: float
+    """
+    (m1, r1), (m2, r2) = a, b
+    overlap = torch.linalg.svdvals(r1 @ r2.T).sum()
+    distance = (m1 - m2).square().sum() + r1.square().sum() + r2.square().sum() - 2 * overlap
+    return max(0.0, distance.item())
+
+
+def radii(x, k=3):
+    """Measure how far the k-th nearest neighbour of each point is, itself not counted.
+
+    :param torch.Tensor x: (N, F), N at least 2
+    :param int k: which neighbour
+    :return: (N,)
+    :rtype: torch.Tensor
+    """
+    k = min(k, len(x) - 1)
+    return torch.cat([torch.cdist(rows, x).kthvalue(k + 1).values for rows in x.split(1000)])
+
+
+def coverage(points, centres, radius):
+    """Share of the points that lie in at least one of the balls.
+
+    Precision is that of the drawings in balls around data, recall that of data in balls around
+    drawings (Kynkäänniemi et al. 2019, arXiv 1904.06991, k = 3).
+
+    :param torch.Tensor points: (N, F)
+    :param torch.Tensor centres: (M, F)
+    :param torch.Tensor radius: (M,)
+    :return: 0 to 1
+    :rtype: float
+    """
+    inside = [(torch.cdist(rows, centres) <= radius).any(1) for rows in points.split(1000)]
+    return torch.cat(inside).double().mean().item()
+
+
+def make_judge(name, train, test, device, dry_run=False, floor=None):
+    """Load a classifier to score drawings with, and say what good and few pictures mean.
+
+    :param str name: the classifier, as for :func:`common.classifiers.load_classifier`
+    :param common.data.Dataset train: the training half
+    :param common.data.Dataset test: the test half
+    :param torch.device device: where to compute
+    :param bool dry_run: with 64 pictures
+    :param float floor: that of the run which is resumed, if there is one
+    :return: the judge; None in all processes but the first
+    :rtype: Judge
+    :raises UserError: if there is no such classifier, it takes other pictures, or isn't the run's
+    """
+    if not is_first():
+        return None
+    judge = Judge(load_classifier(name, device), train, test, 64 if dry_run else SAMPLES)
+    if floor and abs(judge.floor["fid"] / floor - 1) > 0.01:  # thread counts differ by far less
+        raise UserError(f"{name} isn't the classifier that scored the run so far: give that one")
+    used = min(judge.samples, len(train.images))
+    print(f"fid      floor {judge.floor['fid']:.3f}: {used:,} training images against "
+          f"{len(judge.real):,} test images, by {name}")  # fmt: skip
+    if list(judge.classifier.classes) != list(test.classes):
+        print(f"warning: {name} has other classes than {test.name}: was it trained on other data?",
+              file=sys.stderr)  # fmt: skip
+    if min(used, len(judge.real)) < 10_000:
+        print("warning: with fewer than 10,000 images FID is too large, as the floor shows",
+              file=sys.stderr)  # fmt: skip
+    return judge
+
+
+class Judge:
+    """Scores pictures against the test images of a dataset, with a classifier of such data.
+
+    It uses no global randomness, so that judging changes nothing in a training, and the same
+    pictures get the same numbers at any time. ``floor`` is the score of training images.
+
+    :param common.classifiers.Classifier classifier: takes pictures of the dataset's shape
+    :param common.data.Dataset train: the training half; only the floor comes from it
+    :param common.data.Dataset test: the test half
+    :param int samples: how many pictures of each half to use at most, and to draw
+    :raises UserError: if the classifier takes pictures of another shape
+    """
+
+    def __init__(self, classifier, train, test, samples=SAMPLES):
+        shape = (classifier.channels, classifier.size, classifier.size)
+        if test.images.shape[1:] != shape:
+            asked, found = (" x ".join(map(str, s)) for s in (shape, test.images.shape[1:]))
+            raise UserError(f"{classifier.name} takes {asked} pixels, but {test.name} is {found}")
+        self.classifier, self.samples = classifier, samples
+        self.real, self.real_counts = self.look(self.pick(test.images))
+        self.gaussian = fit_gaussian(self.real)
+        self.near = self.real[:NEIGHBOURHOOD]
+        self.radii = radii(self.near)
+        self.floor = self.score(self.pick(train.images))
+
+    def pick(self, images):
+        """Choose images by chance, the same ones each time, in batches of floats."""
+        rows = torch.randperm(len(images), generator=make_rng("cpu", 0))[: self.samples]
+        for chunk in rows.split(500):
+            yield images[chunk.to(images.device)].float() / 255
+
+    def look(self, batches):
+        """Read features, (N, F), and count how many pictures are taken for each class, (K,)."""
+        network, device = self.classifier.network, self.classifier.device
+        pairs = [features(network, batch.to(device)) for batch in batches]
+        found, logits = (torch.cat(part) for part in zip(*pairs, strict=True))
+        return found, logits.argmax(1).bincount(minlength=logits.shape[1])
+
+    def score(self, batches):
+        """Score pictures.
+
+        :param Iterable[torch.Tensor] batches: (n, C, H, W), in [0, 1]
+        :return: by the names in SCORES: the Fréchet distance, precision and recall, the total
+            variation distance of predicted classes from the test images', the largest class's
+            share; and "classes", how many were taken for each
+        :rtype: dict
+        """
+        drawn, counts = self.look(batches)
+        near = drawn[: len(self.near)]  # as many of both, or one number would gain by it
+        share, expected = (n.double() / n.sum() for n in (counts, self.real_counts))
+        return {
+            "fid": frechet_distance(fit_gaussian(drawn), self.gaussian),
+            "precision": coverage(near, self.near, self.radii),
+            "recall": coverage(self.near, near, radii(near)),
+            "class_distance": (share - expected).abs().sum().item() / 2,
+            "largest_class": share.max().item(),
+            "classes": dict(zip(self.classifier.classes, counts.tolist(), strict=True)),
+        }
+
+    def report(self, final, ceiling=None):
+        """Put scores beside what they are to be read against, for metrics.json.
+
+        :param dict final: a score of the generator
+        :param dict ceiling: the score of the untrained one, if it was measured
+        :rtype: dict
+        """
+        return {
+            "classifier": self.classifier.name,
+            "samples": sum(final["classes"].values()),
+            "test_images": len(self.real),
+            "floor": self.floor,
+            "ceiling": ceiling,
+            "final": final,
+        }
