@@ -128,8 +128,7 @@ CLAMPS |= {getattr(k, "clamp" + end) for k in BOTH for end in ("", "_", "_min", 
 class Guided(TorchFunctionMode):
     """Guided Backpropagation: while it is active, every ReLU passes back positive gradients only.
 
-    Functions are watched, not modules, so that ``nn.ReLU``, ``F.relu`` and ``x.relu_()`` are all
-    found, and the network itself is never changed.
+    Functions are watched, not modules: ``F.relu`` and ``x.relu_()`` are found as ``nn.ReLU`` is.
     """
 
     def __init__(self):
