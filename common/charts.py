@@ -24,7 +24,7 @@ def plot_matrix(path, matrix, names):
     axes.set_yticks(range(n), rows, fontsize=9 if few else 7)
     upright = max(map(len, names)) <= 2
     axes.set_xticks(range(n), names, fontsize=9 if few else 7, rotation=0 if upright else 90)
-    axes.set(xlabel="taken for", ylabel="what it is, and how often that was seen")
+    axes.set(xlabel="taken for", ylabel="what it is, and the share that was seen as such")
     for i, j in zip(*matrix.nonzero(), strict=True):
         color = "white" if share[i, j] > 0.3 else "black"
         size = 8 if few else 5
@@ -44,7 +44,7 @@ def plot_pictures(path, images, titles, columns=8):
     if not titles:
         return
     rows = -(-len(titles) // columns)
-    figure = Figure(figsize=(1.4 * columns, 1.7 * rows), layout="constrained")
+    figure = Figure(figsize=(1.4 * columns, 1.85 * rows), layout="constrained")
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
     for axes, image, title in zip(grid.flat, images, titles, strict=False):
