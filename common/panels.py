@@ -76,3 +76,78 @@ def contact_sheet(path, pictures, columns=4, side=280):
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 24 / 100 / size[1], 0.02, 24 / height)
     with replacing(path) as part:
         figure.savefig(part)
+
+
+def map_sheet(path, files):
+    """Show photos in rows and the maps of each method in columns; atomically.
+
+    :param pathlib.Path path: the PNG file
+    :param dict[str, pathlib.Path] files: by caption an .npz, whose "photo" is (C, H, W) in [0, 1]
+        and whose other arrays are maps, (H, W)
+    """
+    figure, rows = None, len(files)
+    for row, (caption, file) in enumerate(files.items()):
+        with np.load(file) as arrays:
+            names = list(arrays)
+            if figure is None:
+                figure = Figure(figsize=(1.25 * len(names), 1.45 * rows), layout="constrained")
+                grid = figure.subplots(rows, len(names), squeeze=False)
+            for axes, name in zip(grid[row], names, strict=True):
+                axes.set_xticks([])
+                axes.set_yticks([])
+                if name == "photo":
+                    axes.imshow(arrays[name].transpose(1, 2, 0).squeeze(), cmap="gray")
+                    axes.set_ylabel(caption, fontsize=7)
+                else:
+                    heat = arrays[name]
+                    axes.imshow(heat, cmap="inferno", vmin=heat.min(), vmax=np.percentile(heat, 99))
+                if row == 0:
+                    axes.set_title(name.replace(", ", ",\n").replace(" Back", "\nBack"), fontsize=7)
+    if figure:
+        with replacing(path) as part:
+            figure.savefig(part, dpi=130)
+
+
+def draw_curves(path, images):
+    """Draw each method's mean deletion and insertion curve; atomically.
+
+    :param pathlib.Path path: the PNG file
+    :param list[dict] images: the records of compare_explanations.py
+    """
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    for axes, game in zip(
+        figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True
+    ):
+        for i, name in enumerate(images[0]["methods"]):
+            keys = [f"{game} curve, {fill}" for fill in ("blur", "mean")]
+            curves = [image["methods"][name][key] for image in images for key in keys]
+            part, style = np.linspace(0, 1, len(curves[0])), ("-", "--", ":")[i // 10]
+            axes.plot(part, np.mean(curves, 0), style, label=name, color=f"C{i % 10}")
+        axes.set(xlabel=f"part of the pixels, {game}", ylabel="probability of the class")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110)
+
+
+def draw_cascade(path, images):
+    """Draw how alike maps stay while more and more layers get random weights; atomically.
+
+    :param pathlib.Path path: the PNG file
+    :param list[dict] images: the records of compare_explanations.py; only those with the check
+    """
+    images = [i for i in images if any("random weights" in m for m in i["methods"].values())]
+    if not images:
+        return
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    pair = zip(figure.subplots(1, 2, sharey=True), ("rank", "SSIM"), strict=True)
+    for axes, kind in pair:
+        for i, name in enumerate(images[0]["methods"]):
+            lines = [image["methods"][name][f"random weights, {kind}"] for image in images]
+            mean, style = [1, *np.mean(lines, 0)], ("-", "--", ":")[i // 10]
+            axes.plot(np.linspace(0, 1, len(mean)), mean, style, marker=".", label=name,
+                      color=f"C{i % 10}")  # fmt: skip
+        axes.set(xlabel="part of the layers that is random, from the top",
+                 ylabel=f"likeness to the true map: {kind}")  # fmt: skip
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110)

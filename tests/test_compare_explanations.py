@@ -1,0 +1,335 @@
+"""compare_explanations.py: metrics on maps whose answer is known, sanity checks, resuming."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import compare_explanations as compare
+from common.checkpoint import save_checkpoint
+from common.errors import UserError
+from common.layers import to_plain
+
+ROOT = Path(compare.__file__).parent
+SIDE = 16
+SQUARE = (slice(None), slice(None), slice(4, 8), slice(8, 12))
+
+
+class Reader(nn.Module):
+    """A classifier that sees one square: class 1 where it is bright, class 0 where it is dark."""
+
+    def forward(self, x):
+        """Map (N, C, 16, 16) to logits (N, 2)."""
+        bright = x[SQUARE].mean((1, 2, 3))
+        return torch.stack([torch.full_like(bright, 6.0), 12 * bright], 1)
+
+
+@pytest.fixture
+def photo():
+    """Give a photo whose square is bright, and which is dark elsewhere."""
+    x = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 0.2
+    x[SQUARE] = 0.95
+    return x
+
+
+@pytest.fixture
+def perfect():
+    """Give the map that is 1 on the square."""
+    heat = torch.zeros(SIDE, SIDE)
+    heat[SQUARE[2:]] = 1
+    return heat
+
+
+TARGET = torch.tensor([1])
+
+
+def areas(photo, heat):
+    """Give a map's deletion and insertion area, with a black fill."""
+    black = torch.zeros_like(photo)
+    return [
+        compare.area(compare.probability_curve(Reader(), photo, TARGET, heat, black, insertion))
+        for insertion in (False, True)
+    ]
+
+
+def test_the_perfect_map_beats_random_and_random_beats_the_inverted_one(photo, perfect):
+    rng = torch.Generator().manual_seed(1)
+    randoms = [areas(photo, torch.rand(SIDE, SIDE, generator=rng)) for _ in range(10)]
+    best, worst, chance = areas(photo, perfect), areas(photo, -perfect), np.mean(randoms, 0)
+    assert best[0] < chance[0] - 0.2 < worst[0] - 0.3
+    assert best[1] > chance[1] + 0.2 > worst[1] + 0.3
+
+
+def test_curves_begin_with_one_picture_and_end_with_the_other(photo, perfect):
+    fill = torch.zeros_like(photo)
+    with torch.no_grad():
+        p_photo, p_fill = Reader()(torch.cat([photo, fill])).softmax(1)[:, 1].tolist()
+    curve = compare.probability_curve(Reader(), photo, TARGET, perfect, fill)
+    assert len(curve) == compare.STEPS + 1
+    assert curve[[0, -1]] == pytest.approx([p_photo, p_fill])
+    curve = compare.probability_curve(Reader(), photo, TARGET, perfect, fill, insertion=True)
+    assert curve[[0, -1]] == pytest.approx([p_fill, p_photo])
+
+
+def test_each_step_of_a_curve_takes_its_share_of_the_pixels():
+    counts = []
+
+    def count(pictures):
+        counts.extend((pictures[:, 0] == 0).flatten(1).sum(1).tolist())
+        return torch.zeros(len(pictures), 2)
+
+    heat = torch.arange(SIDE * SIDE).view(SIDE, SIDE).float()
+    x = torch.ones(1, 3, SIDE, SIDE)
+    compare.probability_curve(count, x, TARGET, heat, torch.zeros_like(x))
+    wanted = torch.linspace(0, SIDE * SIDE, compare.STEPS + 1).round()
+    assert counts == wanted.int().tolist()
+
+
+def test_area_of_known_curves():
+    assert compare.area(np.ones(29)) == pytest.approx(1)
+    assert compare.area(np.linspace(1, 0, 29)) == pytest.approx(0.5)
+
+
+def test_smallest_area_of_known_curves():
+    assert compare.smallest_area(np.linspace(1, 0, 29)) == pytest.approx(0.9)
+    assert compare.smallest_area(np.ones(29)) == 1
+    # from 0.8 to 0.08, a tenth, in the very first step
+    assert compare.smallest_area(np.array([0.8, 0.08, 0.0])) == pytest.approx(0.5)
+
+
+def test_the_smallest_area_of_the_perfect_map_is_the_square(photo, perfect):
+    black = torch.zeros_like(photo)
+    curve = compare.probability_curve(Reader(), photo, TARGET, perfect, black)
+    assert compare.smallest_area(curve) < 16 / 256 + 1 / compare.STEPS
+
+
+def test_sensitivity_is_zero_for_a_constant_and_known_for_a_linear_map(photo):
+    rng = partial(torch.Generator().manual_seed, 0)
+    heat = torch.ones(SIDE, SIDE)
+    assert compare.max_sensitivity(lambda x: heat, photo, heat, rng()) == 0
+    mean = photo.mean((0, 1))
+    found = compare.max_sensitivity(lambda x: x.mean((0, 1)), photo, mean, rng())
+    # the mean of three uniform numbers in +-0.02 has the deviation 0.02 / 3
+    wanted = compare.NUDGE / 3 * SIDE / mean.norm()
+    assert found == pytest.approx(float(wanted), rel=0.15)
+
+
+def small_network():
+    """Build a convolutional classifier of 8 classes with random weights."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(32, 8),
+    ).eval()  # fmt: skip
+
+
+def test_randomising_leaves_the_network_alone_and_begins_at_the_top():
+    network = small_network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    changed = []
+    for stage in range(1, compare.STAGES + 1):
+        copy = compare.randomise(network, stage, torch.Generator().manual_seed(0))
+        changed.append(
+            {n.split(".")[0] for n, v in copy.state_dict().items() if not v.equal(before[n])}
+        )
+        assert all(v.isfinite().all() for v in copy.state_dict().values())
+    assert changed == [{"7"}, {"7", "3"}, {"7", "3", "0"}]
+    for name, value in network.state_dict().items():
+        assert value.equal(before[name])
+
+
+def test_random_weights_keep_mean_and_deviation():
+    layer = nn.Sequential(nn.Linear(200, 200))
+    nn.init.normal_(layer[0].weight, 0.3, 0.1)
+    weight = compare.randomise(layer, 1, torch.Generator().manual_seed(0))[0].weight.detach()
+    assert float(weight.mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(weight.std()) == pytest.approx(0.1, rel=0.05)
+
+
+def test_similarity_of_known_maps():
+    heat = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    assert compare.similarity(heat, heat) == pytest.approx((1, 1))
+    assert compare.similarity(heat, heat**3)[0] == pytest.approx(1)  # the ranks stay
+    assert compare.similarity(heat, -heat)[0] == pytest.approx(-1)
+    other = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    assert abs(compare.similarity(heat, other)[0]) < 0.2
+    assert compare.similarity(heat, torch.ones(SIDE, SIDE)) == (0, 0)
+
+
+@pytest.mark.parametrize("name", list(compare.METHODS))
+def test_every_method_gives_one_finite_map_and_leaves_the_network_alone(name, photo):
+    network = small_network()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    maps = [
+        compare.METHODS[name](network, photo, TARGET, torch.Generator().manual_seed(0))
+        for _ in range(2)
+    ]
+    assert maps[0].shape == (SIDE, SIDE)
+    assert maps[0].isfinite().all()
+    assert maps[0].equal(maps[1])  # the same noise, the same map
+    assert all(value.equal(before[key]) for key, value in network.state_dict().items())
+    assert not any(module._forward_hooks for module in network.modules())
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["gradient", "SmoothGrad squared", "RISE"])
+def test_methods_find_the_square(name, photo):
+    heat = compare.METHODS[name](Reader(), photo, TARGET, torch.Generator().manual_seed(0))
+    deletion, insertion = areas(photo, heat)
+    rng = torch.Generator().manual_seed(1)
+    chance = np.mean([areas(photo, torch.rand(SIDE, SIDE, generator=rng)) for _ in range(5)], 0)
+    assert deletion < chance[0]
+    assert insertion > chance[1]
+
+
+def test_grad_cam_by_hand():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 1, bias=False)
+            self.conv.weight.data = torch.tensor([2.0, -1.0]).view(2, 1, 1, 1)
+
+        def forward(self, x):
+            maps = self.conv(x)
+            return torch.stack([maps[:, 0].sum((1, 2)) * 3 + maps[:, 1].sum((1, 2)),
+                                maps[:, 0].sum((1, 2))], 1)  # fmt: skip
+
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    heat = compare.grad_cam(Net(), x, torch.tensor([0]), None)
+    assert heat == pytest.approx((3 * 2 - 1) * x[0, 0])  # gradients 3 and 1 weigh maps 2x and -x
+
+
+# ------------------------------------------------------------------------------------ the script
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Write a checkpoint as train_classifier.py does, of a small network on 16 x 16 pixels."""
+    network = small_network()
+    state = {"script": "train_classifier", "layers": to_plain(network),
+             "network": network.state_dict(), "classes": list("abcdefgh"), "shape": [3, SIDE, SIDE],
+             "mean": [0.5] * 3, "std": [0.25] * 3}  # fmt: skip
+    save_checkpoint(tmp_path / "model/checkpoint.pt", state)
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Write three small photos."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"photos/{i}.png")
+    return str(tmp_path / "photos")
+
+
+CHEAP = ["random", "gradient", "SmoothGrad abs", "Grad-CAM"]
+
+
+def run(checkpoint, photos, out, *more):
+    """Run the script in this process."""
+    return compare.main(["--model", checkpoint, "--image", photos, "--methods", *CHEAP,
+                         "--out", str(out), *more])  # fmt: skip
+
+
+def test_a_run_writes_tables_pictures_and_records(checkpoint, photos, tmp_path, capsys):
+    found = run(checkpoint, photos, tmp_path / "run", "--sanity", "2")
+    assert [i["path"].rsplit("/", 1)[1] for i in found["images"]] == ["0.png", "1.png", "2.png"]
+    for image in found["images"]:
+        assert {"target", "class_name", "probability", "seconds", "evaluations"} <= set(image)
+        assert list(image["methods"]) == CHEAP
+    assert found["images"][0]["methods"]["gradient"]["evaluations"] == 1
+    assert found["images"][0]["methods"]["SmoothGrad abs"]["evaluations"] == 50
+    assert found["images"][0]["methods"]["random"]["random weights"] == pytest.approx(1)
+    assert "sensitivity" not in found["images"][2]["methods"]["gradient"]
+    for name in ("table.md", "table.csv", "curves.png", "random_weights.png", "contact_sheet.png"):
+        assert name in found["files"]
+        assert (tmp_path / "run" / name).stat().st_size > 100
+    sheet = np.asarray(Image.open(tmp_path / "run/contact_sheet.png").convert("L"))
+    assert sheet.std() > 20
+    rows = [i["methods"]["gradient"]["deletion"] for i in found["images"]]
+    mean, error, count = found["table"]["gradient"]["deletion"]
+    assert (mean, error, count) == pytest.approx((np.mean(rows), np.std(rows, ddof=1) / 3**0.5, 3))
+    table = (tmp_path / "run/table.md").read_text()
+    assert f"{mean:.3f} ± {error:.3f}" in table
+    lines = {line.split(" | ")[0][2:]: line for line in table.splitlines()[2:]}
+    assert "**" not in lines["random"]  # it never changes, but that is no merit
+    assert "| method | deletion |" in capsys.readouterr().out
+
+
+def test_a_resumed_run_measures_only_what_is_missing(checkpoint, photos, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    whole = run(checkpoint, photos, out)
+    (out / "records/1.json").unlink()
+    seen, original = [], compare.explain_photo
+    monkeypatch.setattr(compare, "explain_photo", lambda *a: seen.append(a[-1]) or original(*a))
+    again = compare.main(["--resume", str(out)])
+    assert seen == ["1"]
+    for a, b in zip(whole["images"], again["images"], strict=True):
+        for name in CHEAP:
+            assert a["methods"][name]["deletion"] == b["methods"][name]["deletion"]
+
+
+def test_a_broken_photo_costs_no_other(checkpoint, photos, tmp_path, capsys):
+    Path(photos, "1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError) as error:
+        run(checkpoint, photos, tmp_path / "run")
+    assert error.value.code == 1
+    assert len(json.loads((tmp_path / "run/metrics.json").read_text())["images"]) == 2
+    assert "1.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--methods", "magic"], ["--sanity", "-1"], ["--image", "no-such-file"], ["--model", "magic"],
+    ["--target", "unicorn"], ["--seed", "1.5"],
+])  # fmt: skip
+def test_mistakes_are_said_in_one_line(arguments, tmp_path):
+    with pytest.raises(UserError) as error:
+        compare.main([*arguments, "--out", str(tmp_path / "run")])
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_flag_has_help_and_is_read():
+    source = Path(compare.__file__).read_text()
+    for action in compare.get_parser()._actions:
+        assert action.help
+        if action.dest != "help":
+            assert f"args.{action.dest}" in source
+
+
+def test_dry_run_elsewhere_from_a_copy(tmp_path):
+    for name in ("compare_explanations.py", "smoothgrad.py", "explain_perturb.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "common", tmp_path / "common")
+    done = subprocess.run(
+        [sys.executable, "compare_explanations.py", "--dry-run", "--out", "run"],
+        cwd=tmp_path, env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run/metrics.json").is_file()
+
+
+def test_a_signal_stops_between_methods(checkpoint, photos, tmp_path, monkeypatch):
+    def interrupt(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        return torch.rand(SIDE, SIDE)
+
+    monkeypatch.setitem(compare.METHODS, "random", interrupt)
+    with pytest.raises(compare.Interrupted, match="--resume") as stopped:
+        run(checkpoint, photos, tmp_path / "run")
+    assert stopped.value.signum == signal.SIGINT
