@@ -7,10 +7,30 @@ BLUR = 10 / 224  # standard deviation of the blur that takes pixels away, in par
 TOP = 0.1  # part of the pixels that is taken away
 
 
-def blur(x):
-    """Blur images, (N, C, H, W), until objects can't be told from their surroundings."""
-    sigma = BLUR * x.shape[-1]
+def blur(x, sigma=None):
+    """Blur images, (N, C, H, W), until objects can't be told from their surroundings.
+
+    :param float sigma: standard deviation in pixels; None for 10 at 224 pixels
+    """
+    sigma = BLUR * x.shape[-1] if sigma is None else sigma
     return gaussian_blur(x, 2 * int(3 * sigma) + 1, sigma)
+
+
+def make_reference(kind, x, sigma, rng):
+    """Make what takes the place of what is deleted.
+
+    :param str kind: "blur"; "mean", the photo's mean colour; or "noise" about that colour
+    :param torch.Tensor x: photos, (N, C, H, W)
+    :param float sigma: of the blur, in pixels
+    :param torch.Generator rng: for the noise, the same for all photos
+    :return: (N, C, H, W)
+    :rtype: torch.Tensor
+    """
+    if kind == "blur":
+        return blur(x, sigma)
+    mean = x.mean((2, 3), keepdim=True).expand_as(x)
+    noise = torch.randn(x.shape[1:], generator=rng, device=x.device) * 0.2
+    return mean if kind == "mean" else (mean + noise).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -26,8 +46,9 @@ def deletion_test(network, x, target, heat, rng):
     :rtype: tuple[float, float]
     """
     shuffled = [torch.rand(heat.shape, generator=rng, device=x.device) for _ in range(8)]
-    ranked = torch.stack([heat.to(x.dtype), *shuffled]).flatten(1)
+    # In double precision: squares of small gradients vanish in single precision.
+    ranked = torch.stack([heat, *shuffled]).double().flatten(1)
     top = ranked.topk(round(TOP * ranked.shape[1]), dim=1).indices
-    deleted = torch.zeros_like(ranked).scatter_(1, top, 1).view(-1, 1, *heat.shape)
+    deleted = x.new_zeros(ranked.shape).scatter_(1, top, 1).view(-1, 1, *heat.shape)
     left = network(x + deleted * (blur(x) - x)).softmax(1)[:, target]
     return float(left[0]), float(left[1:].mean())

@@ -1,0 +1,451 @@
+"""Learn what to delete from a photo so that a classifier no longer sees its class.
+
+Meaningful Perturbation (Fong & Vedaldi 2017, arXiv 1704.03296) learns a mask m: where it is 1 the
+photo x stays, where it is 0 a reference r (its blur, noise, one colour) takes its place.
+
+    min_m  l1 mean(1 - m) + l2 mean|grad m|^b + E_tau[S(z)],    z = m x(. - tau) + (1 - m) r
+
+with S the score of the class: the game of deletion. In that of preservation, as little of the photo
+as possible has to keep the score.
+
+    python explain_perturb.py --image sample:coffee
+
+How much goes then hangs on l1 and l2. Fong, Patrick & Vedaldi (2019, arXiv 1910.08485) fix the
+area instead and learn a mask for each of several areas: --regularizer area. Our default, nested,
+learns one map s, whose level sets are the masks of all areas a:
+
+    1 - m_a = sigmoid(s - q_a),    with the threshold q_a for which mean(1 - m_a) = a
+
+Each step draws some areas, deletes one half of them and keeps the other half. Nothing has to be
+weighed against anything, and what comes out ranks the photo's parts. Reported is the smallest
+area that takes 95 % of the class's probability (--suppress).
+
+On two CPU cores a photo takes LABEL.
+
+Differences from the paper: masks are sigmoids, as L-BFGS needs; the score is a logarithm, as a
+probability near 1 has no gradient; l1 and l2 weigh means, not sums.
+"""
+
+import sys
+import time
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common.checkpoint import resume_args
+from common.classifiers import find_class, load_classifier
+from common.deletion import make_reference
+from common.device import fit_memory, is_first, make_rng, set_up
+from common.errors import Interrupted, UserError, exit_code, make_parser, number
+from common.gallery import explain_photos, load_arguments, report_failures, save_arguments
+from common.images import add_caption
+from common.masks import area_penalty, enlarge, smooth_max, total_variation
+from common.outcome import write_mask
+from common.panels import contact_sheet, to_picture
+from common.photos import find_photos, read_photo
+from common.run import finish, open_run, watching_signals
+
+SCRIPT = "explain_perturb"
+FLOOR = 0.02  # of the logarithmic score: below this probability there is little left to win
+PARTS = (0.8, 0.9, 0.95, 0.99)  # of the probability: the areas that take them are reported
+FREE = {"image", "cuda", "batch", "resume"}  # what --resume may change
+
+
+# ------------------------------------------------------------------------------- masks and scores
+
+
+def class_score(logits, target, kind):
+    """Say how much each picture looks like its class.
+
+    :param torch.Tensor logits: (N, classes)
+    :param torch.Tensor target: class indices, (N,)
+    :param str kind: "logit"; "probability", without a gradient near 1 and 0; or "log" of it
+    :return: (N,)
+    :rtype: torch.Tensor
+    """
+    score = logits if kind == "logit" else logits.softmax(1)
+    score = score.gather(1, target[:, None])[:, 0]
+    return (score + FLOOR).log() if kind == "log" else score
+
+
+def level_sets(values, areas):
+    """Cut a map into nested masks, the softened sets of its largest values.
+
+    :param torch.Tensor values: (N, 1, s, s)
+    :param torch.Tensor areas: what the mean of each mask has to be, (K,)
+    :return: sigmoid(values - q), (N, K, s, s)
+    :rtype: torch.Tensor
+    """
+    areas = areas.view(1, -1, 1, 1)
+    with torch.no_grad():  # the threshold q, by bisection
+        low = values.amin((2, 3), keepdim=True) - areas.logit().clamp_min(0)
+        high = values.amax((2, 3), keepdim=True) - areas.logit().clamp_max(0)
+        for _ in range(30):
+            q = (low + high) / 2
+            above = (values - q).sigmoid().mean((2, 3), keepdim=True) > areas
+            low, high = torch.where(above, q, low), torch.where(above, high, q)
+        soft = (values - q).sigmoid()
+        slope = (soft * (1 - soft)).mean((2, 3), keepdim=True).clamp_min(1e-12)
+    # A step of Newton's method, which hardly moves q, gives it the derivative of the true one.
+    mean = (values - q).sigmoid().mean((2, 3), keepdim=True)
+    return (values - q - (mean - areas) / slope).sigmoid()
+
+
+# ------------------------------------------------------------------------------------- the method
+
+
+class Draw(NamedTuple):
+    """What is random in a step. The same for all photos, so that a batch changes no result.
+
+    ``shifts`` of the photo under the mask, [down, across] for each of P pictures; ``areas``, (P,);
+    ``noise``, (P, C, H, W), or of one pixel where there is none.
+    """
+
+    shifts: list
+    areas: torch.Tensor
+    noise: torch.Tensor
+
+
+class Game:
+    """The objective of N photos, of each on its own.
+
+    Regions are learned, 1 where the class is: deletion takes them away, preservation keeps nothing
+    else. "both" does the one and the other with the same regions, picture by picture in turn.
+
+    :param torch.nn.Module network: from pixels to logits
+    :param torch.Tensor x: photos, (N, C, H, W), in [0, 1]
+    :param torch.Tensor reference: what takes the place of what is deleted, (N, C, H, W)
+    :param torch.Tensor target: class indices, (N,)
+    :param argparse.Namespace args: what was asked for
+    """
+
+    def __init__(self, network, x, reference, target, args):
+        self.network, self.x, self.reference, self.target = network, x, reference, target
+        self.args, self.size, both = args, x.shape[-1], args.game == "both"
+        self.areas = torch.tensor(args.areas, device=x.device)
+        self.masks = len(args.areas) if args.regularizer == "area" else 1
+        count = self.masks * (1 + both) if args.regularizer == "area" else args.pictures
+        self.keeps = torch.full((count,), args.game == "preservation", device=x.device)
+        self.keeps[1::2] |= both
+        self.jitter = max(1, round(args.jitter * self.size / 224))
+        self.padded = [F.pad(v, (0, self.jitter - 1) * 2, "replicate") for v in (x, reference)]
+
+    def start(self):
+        """Give the parameters to start from, (N, K, s, s): no cell is better than another."""
+        side = self.args.mask_size
+        return torch.zeros(len(self.x), self.masks, side, side, device=self.x.device)
+
+    def draw(self, rng):
+        """Draw what is random in a step.
+
+        :param torch.Generator rng: where from
+        :rtype: Draw
+        """
+        on, count = {"generator": rng, "device": rng.device}, len(self.keeps)
+        shifts = torch.randint(self.jitter, (count, 2), **on).tolist()
+        # Small and large areas have their turn in every step, and in both games.
+        turns = 2 if self.args.game == "both" else 1
+        place = (torch.arange(count, device=rng.device) // turns + torch.rand(count, **on)) * turns
+        low, high = self.areas.log()[[0, -1]]
+        areas = (low + (high - low) * place / (count + count % turns)).exp()
+        shape = (count, *self.x.shape[1:]) if self.args.image_noise else (count, 1, 1, 1)
+        return Draw(shifts, areas, torch.randn(shape, **on) * self.args.image_noise)
+
+    def regions(self, theta, areas):
+        """Turn parameters into regions.
+
+        :param torch.Tensor theta: (N, K, s, s)
+        :param torch.Tensor areas: (P,); nested: one for each region
+        :return: in [0, 1], (N, P, s, s) for nested, else (N, K, s, s)
+        :rtype: torch.Tensor
+        """
+        if self.args.regularizer == "nested":
+            return level_sets(theta, areas)
+        return smooth_max(theta.sigmoid()) if self.args.regularizer == "area" else theta.sigmoid()
+
+    def perturb(self, m, draw):
+        """Put the reference where m is 0, after shifting the photo under the mask.
+
+        :param torch.Tensor m: (N, P, H, W)
+        :param Draw draw: as from :meth:`draw`
+        :return: (N, P, C, H, W)
+        :rtype: torch.Tensor
+        """
+        size = self.size
+        x, reference = (
+            torch.stack([v[..., i : i + size, j : j + size] for i, j in draw.shifts], 1)
+            for v in self.padded
+        )
+        return torch.lerp(reference, x, m[:, :, None]) + draw.noise
+
+    def objective(self, theta, draw):
+        """Compute what is minimised.
+
+        :param torch.Tensor theta: (N, K, s, s)
+        :param Draw draw: as from :meth:`draw`
+        :return: of each photo, (N,)
+        :rtype: torch.Tensor
+        """
+        args, count = self.args, len(self.keeps)
+        found = self.regions(theta, draw.areas)
+        u = found.repeat_interleave(count // found.shape[1], 1)  # (N, P, s, s)
+        m = enlarge(torch.where(self.keeps[:, None, None], u, 1 - u), self.size)
+        z = self.perturb(m, draw).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        score = class_score(self.network(z), self.target.repeat_interleave(count), args.score)
+        value = (score.view(-1, count) * (1 - 2.0 * self.keeps)).mean(1)
+        if args.regularizer == "area":
+            value = value + args.area_weight * area_penalty(found, self.areas).mean(1)
+        if args.regularizer == "tv":
+            smooth = total_variation(found, args.beta)
+            value = value + (args.l1 * found.mean((2, 3)) + args.l2 * smooth)[:, 0]
+        return value
+
+
+def optimise(game, theta, args, rng):
+    """Minimise the objective of each photo, step by step, for as long as the caller asks.
+
+    :param torch.Tensor theta: where to start, (N, K, s, s); changed in place
+    :param torch.Generator rng: for the draws
+    :return: after each step the objectives before it, (N,), and the pictures evaluated so far, for
+        each photo
+    :rtype: Iterator[tuple[torch.Tensor, int]]
+    :raises UserError: if a mask is no longer finite
+    """
+    theta.requires_grad_()
+    adam = torch.optim.Adam([theta], args.lr, betas=(0.8, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, args.iterations)
+    lbfgs, history, evaluations = args.optimizer == "lbfgs", [], 0
+    still = torch.zeros(len(theta), dtype=torch.bool)
+    for _ in range(args.iterations):
+        draw, before, values = game.draw(rng), theta.detach().clone(), []
+
+        def closure(draw=draw, values=values):
+            theta.grad = None
+            value = game.objective(theta, draw)
+            value.sum().backward(inputs=[theta])
+            values.append(value.detach().cpu())
+            return value.sum()
+
+        if lbfgs:  # its line search compares values, so that draws are fixed within a step
+            newton = torch.optim.LBFGS([theta], max_iter=args.inner, line_search_fn="strong_wolfe")
+            newton.step(closure)
+            if not theta.isfinite().all():
+                tqdm.write("warning: L-BFGS led to NaN: going on with Adam", file=sys.stderr)
+                lbfgs = False
+                theta.data.copy_(before)
+        else:
+            closure()
+            adam.step()
+            schedule.step()
+        theta.data[still] = before[still]  # who has finished rests, whoever else is in the batch
+        if not theta.isfinite().all():
+            raise UserError("the mask is no longer finite: choose a smaller --lr")
+        evaluations += len(values) * len(game.keeps)
+        history.append(values[0])
+        yield values[0], evaluations
+        if args.tolerance and len(history) >= 20:
+            old, new = torch.stack(history[-20:]).view(2, 10, -1).mean(1)
+            still |= (old - new).abs() <= args.tolerance * old.abs()
+            if still.all():
+                return
+
+
+@torch.no_grad()
+def find_answer(game, i, theta, before):
+    """Find the smallest region that is enough for one photo, on pictures as they will be saved.
+
+    :param int i: the photo
+    :param torch.Tensor theta: what was learned, (N, K, s, s)
+    :param float before: the class's probability in the photo
+    :return: the mask m, (H, W); a ranking of the pixels, (H, W), large where the class is; the
+        masked photo, uint8, (C, H, W); what metrics.json says about them
+    :rtype: tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict]
+    """
+    keeping, suppress = game.args.game == "preservation", game.args.suppress
+    areas = torch.logspace(-2, -0.02, 32, device=theta.device)
+    u = enlarge(game.regions(theta[i : i + 1], areas)[0], game.size)  # (K, H, W)
+    m, areas = u if keeping else 1 - u, u.mean((1, 2))
+    pictures = (torch.lerp(game.reference[i], game.x[i], m[:, None]) * 255).round()
+    logits = torch.cat([game.network(some / 255) for some in pictures.split(8)])
+    left = logits.softmax(1)[:, game.target[i]]
+    smallest = {}
+    for part in {*PARTS, suppress}:
+        enough = left >= part * before if keeping else left <= (1 - part) * before
+        smallest[part] = int(areas.where(enough, torch.inf).argmin()) if enough.any() else None
+    reached = smallest[suppress] is not None
+    best = smallest[suppress] if reached else int(left.argmax() if keeping else left.argmin())
+    found = {
+        "probability_after": float(left[best]),
+        "area": float(1 - m[best].mean()),
+        "reached": reached,
+        "smallest_areas": {f"{part:.0%}": None if k is None else float(areas[k])
+                           for part, k in sorted(smallest.items())},
+        "curve": torch.stack([areas, left], 1).tolist(),
+    }  # fmt: skip
+    return m[best], u.mean(0), pictures[best].byte(), found
+
+
+def explain_group(classifier, args, folder, stop, pairs):
+    """Explain some photos at once, and write their pictures.
+
+    :param Stop stop: holds the signal that came, if one did
+    :param list[tuple[str, str]] pairs: photos, and what their files are called
+    :return: their records in metrics.json
+    :rtype: list[dict]
+    :raises Interrupted: if a signal came
+    """
+    network, classes, size = classifier.network, classifier.classes, classifier.size
+    device = next(network.parameters()).device
+    x = [read_photo(photo, classifier.resize, size, classifier.channels) for photo, _ in pairs]
+    started, x = time.time(), torch.cat(x).to(device)
+    with torch.no_grad():
+        probabilities = network(x).softmax(1)
+    target = probabilities.argmax(1)
+    if args.target is not None:
+        target[:] = find_class(classes, args.target)
+    before = probabilities.gather(1, target[:, None])[:, 0].tolist()
+
+    rng = make_rng(device, args.seed)
+    reference = make_reference(args.reference, x, args.blur * size / 224, rng)
+    game = Game(network, x, reference, target, args)
+    theta, traces, frames = game.start(), [[] for _ in pairs], [[] for _ in pairs]
+    steps = optimise(game, theta, args, rng)
+    for values, evaluations in tqdm(steps, total=args.iterations, leave=False, disable=None):
+        for i, value in enumerate(values.tolist()):
+            traces[i].append({"evaluations": evaluations, "objective": value})
+            if args.gif:
+                u = game.regions(theta[i : i + 1].detach(), game.areas)
+                picture = to_picture(enlarge(u, size)[0].mean(0))
+                frames[i].append(add_caption(picture, f"{evaluations} evaluations"))
+        if stop.signum:
+            raise Interrupted(f"stopped; go on with: python {SCRIPT}.py --resume {folder}",
+                              stop.signum)  # fmt: skip
+    found = [find_answer(game, i, theta, before[i]) for i in range(len(pairs))]
+    seconds, records = round((time.time() - started) / len(pairs), 2), []
+    for i, ((photo, stem), answer) in enumerate(zip(pairs, found, strict=True)):
+        record = {"path": photo, "panel": f"{stem}_panel.png", "target": int(target[i]),
+                  "class_name": classes[target[i]], "probability": before[i], "seconds": seconds,
+                  "evaluations": evaluations, **answer[-1], "trace": traces[i]}  # fmt: skip
+        write_mask(folder, stem, x[i], *answer[:3], record, frames[i])
+        tqdm.write(f"{photo}: {record['class_name']} {before[i]:.2%}, after the mask "
+                   f"{record['probability_after']:.2%}; deleted {record['area']:.1%}")  # fmt: skip
+        if not record["reached"]:
+            tqdm.write(f"warning: {photo}: no area is enough: --reference mean?", file=sys.stderr)
+        records.append(record)
+    return records
+
+
+# ------------------------------------------------------------------------------------ the script
+
+
+# fmt: off
+def get_parser():
+    """Build the command line."""
+    parser = make_parser(SCRIPT, __doc__)
+    some, weight, part = number(int, 1), number(float, 0), number(float, 0.001, 0.999)
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--image", nargs="+", default=["sample:coffee"], metavar="PATH", help=(
+        "pictures, or folders of them; sample:coffee, sample:cat, sample:rocket and "
+        "sample:astronaut need no file"))
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="efficientnet_lite0", help=(
+        "efficientnet_lite0 needs no download; a name of torchvision.models, timm/NAME, or a run "
+        "of train_classifier.py"))
+    group.add_argument("--target", help="class to explain, index or name; by default the top one")
+    group = parser.add_argument_group("method")
+    group.add_argument("--game", default="both", choices=("deletion", "preservation", "both"),
+                       help="delete little to lose the class, keep little to keep it, or both")
+    group.add_argument("--regularizer", default="nested", choices=("nested", "area", "tv"),
+                       help="one map for all areas, one mask for each, or weights l1 and l2")
+    group.add_argument("--areas", nargs="+", type=part, default=[0.02, 0.05, 0.1, 0.2, 0.4, 0.6],
+                       help="area: parts of the picture; nested: areas are drawn between the ends")
+    group.add_argument("--suppress", type=part, default=0.95, help=(
+        "report the smallest area that takes this part of the probability (preservation: keeps)"))
+    group.add_argument("--score", default="log", choices=("log", "probability", "logit"),
+                       help="what deletion lowers and preservation raises")
+    group.add_argument("--reference", default="blur", choices=("blur", "mean", "noise"),
+                       help="what takes the place of what is deleted")
+    group.add_argument("--blur", type=number(float, 0.1, 70), default=10.0,
+                       help="its sigma, in pixels of 224")
+    group.add_argument("--mask-size", type=number(int, 2, 224), default=28, help="cells a side")
+    group.add_argument("--jitter", type=number(int, 0, 64), default=4, help=(
+        "shift the photo under the mask by less than so many pixels of 224, right and down"))
+    group.add_argument("--image-noise", type=weight, default=0.0,
+                       help="standard deviation of noise on each perturbed picture, in [0, 1]")
+    group.add_argument("--l1", type=weight, default=0.1, help="tv: weight of the mean of 1 - m")
+    group.add_argument("--l2", type=weight, default=1.0, help="tv: weight of mean |grad m|^beta")
+    group.add_argument("--beta", type=number(float, 1, 10), default=3.0, help="tv: its exponent")
+    group.add_argument("--area-weight", type=weight, default=300.0, help="area: of its penalty")
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--optimizer", default="adam", choices=("adam", "lbfgs"), help=(
+        "lbfgs: with a line search, random draws fixed within a step"))
+    group.add_argument("--iterations", type=some, default=25, help="steps")
+    group.add_argument("--inner", type=some, default=5, help="lbfgs: iterations in a step")
+    group.add_argument("--pictures", type=number(int, 2), default=4, help="pictures in a step")
+    group.add_argument("--lr", type=number(float, 1e-12), default=3.0, help="of adam, at first")
+    group.add_argument("--tolerance", type=weight, default=0.0, help=(
+        "stop when ten steps have changed the objective by less than this part of it"))
+    group.add_argument("--batch", type=some, default=1, help="photos at once")
+    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0,
+                       help="same seed, same machine, same result")
+    group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
+    group.add_argument("--resume", metavar="RUN", help="go on with the photos that a run lacks")
+    group.add_argument("--gif", action="store_true", help="show the mask forming")
+    group.add_argument("--dry-run", action="store_true", help="two steps: does everything work?")
+    return parser
+# fmt: on
+
+
+def main(argv=None):
+    """Explain every photo.
+
+    :param list[str] argv: the command line; None for sys.argv
+    :return: what metrics.json holds
+    :rtype: dict
+    :raises UserError: for a mistake in the arguments, or photos that can't be read
+    """
+    parser, started = get_parser(), time.time()
+    args = parser.parse_args(argv)
+    if args.resume:
+        args = resume_args(parser, argv, load_arguments(args.resume, SCRIPT), FREE)
+    elif args.dry_run:
+        args.iterations = args.pictures = 2
+    args.areas = sorted(set(args.areas))
+    if args.optimizer == "lbfgs" and args.batch > 1:
+        raise UserError("--optimizer lbfgs takes one photo at a time: leave out --batch")
+    photos = find_photos(args.image)
+    device = set_up(args.cuda, args.seed)
+    classifier = load_classifier(args.model, device)
+    if args.target is not None:
+        find_class(classifier.classes, args.target)  # a mistake in it is no single photo's fault
+    folder = open_run(SCRIPT, args.out, args.resume)
+    save_arguments(folder, SCRIPT, args)
+
+    def explain(pairs):
+        def some(batch):
+            groups = [pairs[i : i + batch] for i in range(0, len(pairs), batch)]
+            return [r for g in groups for r in explain_group(classifier, args, folder, stop, g)]
+
+        records, args.batch = fit_memory(some, args.batch)
+        return records
+
+    with watching_signals() as stop:
+        images, failed = explain_photos(photos, folder, explain, args.batch)
+    if not is_first():
+        return {}
+    if len(photos) > 1:
+        panels = {folder / image["panel"]: image["path"] for image in images}
+        contact_sheet(folder / "contact_sheet.png", panels, columns=2, side=900)
+    found = finish(folder, SCRIPT, args, argv, f"{len(images)} photos", device, started,
+                   images=images, failed=failed)  # fmt: skip
+    report_failures(failed, len(photos))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
