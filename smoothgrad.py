@@ -34,9 +34,9 @@ from tqdm import tqdm
 from common.checkpoint import resume_args
 from common.classifiers import find_class, load_classifier
 from common.deletion import blur, deletion_test
-from common.device import fit_memory, is_first, make_rng, set_up
+from common.device import fit_memory, is_first, make_rng, ranks, set_up
 from common.errors import Interrupted, UserError, exit_code, make_parser, number
-from common.gallery import explain_photos, load_arguments, report_failures, save_arguments
+from common.gallery import explain_photos, load_arguments, report_failures, save_arguments, say
 from common.images import add_caption, save_gif, save_png
 from common.panels import contact_sheet, draw_panel, to_picture
 from common.photos import find_photos, read_photo
@@ -119,10 +119,8 @@ def make_baseline(kind, x, rng):
     return torch.zeros_like(x)
 
 
-BOTH = (torch, torch.Tensor)
-RELUS = {F.relu, F.relu_, F.relu6, *(getattr(k, n) for k in BOTH for n in ("relu", "relu_"))}
-CLAMPS = {F.hardtanh, F.hardtanh_}  # ReLUs as well, where they cut at 0
-CLAMPS |= {getattr(k, "clamp" + end) for k in BOTH for end in ("", "_", "_min", "_min_")}
+RELUS = {"relu", "relu_", "relu6"}  # functions and methods of torch, by name
+CUTS = {"hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"}
 
 
 class Guided(TorchFunctionMode):
@@ -140,8 +138,9 @@ class Guided(TorchFunctionMode):
         kwargs = kwargs or {}
         output = function(*args, **kwargs)
         low = kwargs.get("min_val", kwargs.get("min", args[1] if len(args) > 1 else None))
-        cuts_at_0 = function in CLAMPS and type(low) in (int, float) and low == 0
-        if (function in RELUS or cuts_at_0) and output.requires_grad:
+        name = getattr(function, "__name__", None)
+        cuts_at_0 = name in CUTS and type(low) in (int, float) and low == 0
+        if (name in RELUS or cuts_at_0) and output.requires_grad:
             output.register_hook(lambda gradient: gradient.clamp_min(0))
             self.count += 1
         return output
@@ -180,7 +179,7 @@ class Maps:
         for half in (0, 1):
             some = samples[(self.n + half) % 2 :: 2]
             for total, values in zip(self.sums[half], (some, some.abs(), some**2), strict=True):
-                total += values.sum(0)
+                total += values.sum(0, dtype=torch.float64)
             self.counts[half] += len(some)
         self.n += len(samples)
 
@@ -265,18 +264,20 @@ def to_heatmap(values):
 def average_maps(explain, x, target, noise, args, chunk, stop):
     """Run :func:`smoothgrad` until there are enough samples.
 
-    :return: the :class:`Maps`, unfinished if ``stop()``; the frames of the animation
+    :return: the :class:`Maps`, unfinished if a signal came; the frames of the animation
     """
-    limit, frames = args.max_samples if args.converge else args.samples, []
-    rng = make_rng(x.device, args.seed, 0)
-    with tqdm(total=limit, unit="sample", leave=False, disable=None if noise else True) as bar:
+    limit = (args.max_samples if args.converge else args.samples) if noise else 1
+    rng, frames = make_rng(x.device, args.seed, 0), []
+    with tqdm(total=limit, unit="sample", leave=False, disable=not is_first() or None) as bar:
         for maps in smoothgrad(explain, x, target, noise, limit, chunk, rng):
             bar.update(maps.n - bar.n)
-            if args.gif and noise and maps.n >= 1.3 ** len(frames):
-                picture = to_picture(to_heatmap(maps.get(args.reduce))[0])
-                frames.append(add_caption(picture, f"{noise:.0%} noise, n = {maps.n}"))
             enough = args.converge and maps.n >= 16  # of fewer, r itself is uncertain
-            if stop() or (enough and maps.reliability(args.reduce).min() >= args.converge):
+            enough = enough and maps.reliability(args.reduce).min() >= args.converge
+            last = enough or maps.n == limit or stop.signum
+            if args.gif and noise and (last or maps.n >= 1.3 ** len(frames)):
+                picture = to_picture(to_heatmap(maps.get(args.reduce))[0])
+                frames.append(add_caption(picture, f"{noise * 100:g} % noise, n = {maps.n}"))
+            if last:
                 break
     return maps, frames
 
@@ -295,14 +296,13 @@ def explain_photo(classifier, args, folder, stop, photo, stem, chunk):
     :rtype: dict
     :raises Interrupted: if a signal came
     """
-    network, classes, started = classifier.network, classifier.classes, time.time()
-    x = read_photo(photo, classifier.resize, classifier.size, classifier.channels)
-    x = x.to(classifier.device)
+    started, (_, network, classes, channels, size, resize, device) = time.time(), classifier
+    x = read_photo(photo, resize, size, channels).to(device)
     with torch.no_grad():
         probabilities = network(x).softmax(1)[0]
     best = probabilities.argsort(descending=True)[:5].tolist()
     top5 = [(classes[i], float(probabilities[i])) for i in best]
-    tqdm.write(f"{photo}: " + ", ".join(f"{name} {p:.1%}" for name, p in top5))
+    say(f"{photo}: " + ", ".join(f"{name} {p:.1%}" for name, p in top5))
     label = best[0] if args.target is None else find_class(classes, args.target)
     probability, target = float(probabilities[label]), torch.tensor([label], device=x.device)
 
@@ -314,30 +314,31 @@ def explain_photo(classifier, args, folder, stop, photo, stem, chunk):
         "guided": partial(guided_backprop, gradient),
         "integrated": partial(integrated_gradients, gradient, baseline, args.steps, chunk),
     }[args.method]
+    points, copies = (args.steps, 1) if args.method == "integrated" else (1, chunk)
+    lead = "  " if ranks()[1] == 1 else f"{photo}: "  # other processes print between our lines
     records, heats, captions, arrays = [], {}, [], {"photo": x[0].cpu().numpy()}
     for noise in args.noise:
-        maps, frames = average_maps(explain, x, target, noise, args, chunk, lambda: stop.signum)
+        maps, frames = average_maps(explain, x, target, noise, args, copies, stop)
         if stop.signum:
-            raise Interrupted(f"stopped; go on with: python {SCRIPT}.py --resume {folder}",
-                              stop.signum)  # fmt: skip
+            raise Interrupted(f"stopped; go on: python {SCRIPT}.py --resume {folder}", stop.signum)
         values = maps.get(args.reduce if noise else "signed")  # one sample has no variance
         reliability = float(maps.reliability(args.reduce)) if noise else 1.0
         order, rng = over_channels(values)[0], make_rng(x.device, args.seed, 2)
         left, chance = deletion_test(network, x, label, order, rng)
         records.append({"noise": noise, "samples": maps.n, "reliability": reliability,
                         "probability_left": left, "probability_left_random": chance})  # fmt: skip
-        title = f"{noise:.0%} noise, n = {maps.n}" if noise else args.method
-        tqdm.write(f"  {title}: reliability {reliability:.3f}; with the top 10 % of pixels blurred "
-                   f"{left:.1%}, random 10 % {chance:.1%}")  # fmt: skip
+        title = f"{noise * 100:g} % noise, n = {maps.n}" if noise else args.method
+        say(f"{lead}{title}: reliability {reliability:.3f}; with the top 10 % of pixels "
+                   f"blurred {left:.1%}, random 10 % {chance:.1%}")  # fmt: skip
         if args.converge and reliability < args.converge:
-            tqdm.write("  warning: not converged: raise --max-samples", sys.stderr)
+            say(f"warning: {photo}: not converged: raise --max-samples", sys.stderr)
         if args.method == "integrated" and not noise:
             with torch.no_grad():
                 pair = torch.cat([x, baseline])
                 high, low = class_score(network(pair), target.repeat(2), args.score).tolist()
             gap = float(values.sum()) - (high - low)
             records[-1] |= {"completeness_gap": gap, "score": high, "baseline_score": low}
-            tqdm.write(f"  its sum misses the change of the score, {high - low:.3f}, by {gap:.3f}")
+            say(f"{lead}its sum misses the score's change of {high - low:.3f} by {gap:.3f}")
         name = f"noise_{noise * 100:g}"
         arrays[name], heat = values[0].float().cpu().numpy(), to_heatmap(values)[0]
         save_png(folder / f"{stem}_{name}.png", to_picture(heat))
@@ -347,9 +348,7 @@ def explain_photo(classifier, args, folder, stop, photo, stem, chunk):
     with replacing(folder / f"{stem}.npz") as part:
         np.savez_compressed(part, **arrays)
     panel, pixels = f"{stem}_panel.png", x[0].permute(1, 2, 0).cpu().numpy()
-    title = f"{classes[label]}, {probability:.1%}"
-    draw_panel(folder / panel, pixels, heats, captions, title)
-    points = args.steps if args.method == "integrated" else 1
+    draw_panel(folder / panel, pixels, heats, captions, f"{classes[label]}, {probability:.1%}")
     return {"path": photo, "target": label, "class_name": classes[label],
             "probability": probability, "seconds": round(time.time() - started, 2),
             "evaluations": points * sum(r["samples"] for r in records),
@@ -363,16 +362,14 @@ def explain_photo(classifier, args, folder, stop, photo, stem, chunk):
 def get_parser():
     """Build the command line."""
     parser = make_parser(SCRIPT, __doc__)
-    some, part, seed = number(int, 1), number(float, 0, 0.9999), number(int, 0, 2**32 - 1)
+    some, part, seed = number(int, 1), number(float, 0.01, 0.9999), number(int, 0, 2**32 - 1)
 
     group = parser.add_argument_group("data")
     group.add_argument("--image", nargs="+", default=["sample:coffee"], metavar="PATH", help=(
-        "pictures, or folders of them; sample:coffee, sample:cat, sample:rocket and "
-        "sample:astronaut need no file"))
+        "pictures, or folders of them; sample:coffee, :cat, :rocket, :astronaut need no file"))
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="efficientnet_lite0", help=(
-        "this one needs no download; a name of torchvision.models, timm/NAME, or a run of "
-        "train_classifier.py"))
+        "this needs no download; or a torchvision.models, timm/NAME, a run of train_classifier.py"))
     group.add_argument("--target", help="class to explain, index or name; by default the top one")
     group = parser.add_argument_group("method")
     group.add_argument("--method", default="gradient", choices=METHODS, help="what is averaged")
@@ -388,7 +385,7 @@ def get_parser():
                        help="what is differentiated")
     group.add_argument("--baseline", default="black", choices=("black", "mean", "blurred", "noise"),
                        help="where Integrated Gradients starts")
-    group.add_argument("--steps", type=some, default=128, help=(
+    group.add_argument("--steps", type=number(int, 1, 100_000), default=128, help=(
         "of Integrated Gradients; averaged over noisy copies, 8 are enough"))
     group.add_argument("--seed", type=seed, default=0, help="same seed, same machine, same result")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
@@ -417,12 +414,15 @@ def main(argv=None):
         args = resume_args(parser, argv, load_arguments(args.resume, SCRIPT), FREE)
     elif args.dry_run:
         args.samples = args.max_samples = args.steps = 2
-    args.noise = list(dict.fromkeys(args.noise))
+    args.noise = list({f"{100 * noise:g}": noise for noise in args.noise}.values())
     photos = find_photos(args.image)
     device = set_up(args.cuda, args.seed)
     classifier = load_classifier(args.model, device)
     if args.target is not None:
         find_class(classifier.classes, args.target)  # a mistake in it is no single photo's fault
+    if args.method == "guided":  # nor is a network without ReLU
+        blank = torch.zeros(1, classifier.channels, *[classifier.size] * 2, device=device)
+        guided_backprop(lambda x, _: classifier.network(x.requires_grad_()), blank, None)
     folder = open_run(SCRIPT, args.out, args.resume)
     save_arguments(folder, SCRIPT, args)
     chunk = args.chunk or (64 if device.type == "cuda" else 8)

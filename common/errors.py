@@ -14,12 +14,12 @@ from argparse import (
 class UserError(Exception):
     """Something that the user can mend: one line that says what is wrong and what to do.
 
-    :param str message: the line
+    :param str message: the line; names of files in it may hold line breaks
     :param int code: the exit code; 1 if a part of the work was done
     """
 
     def __init__(self, message, code=2):
-        super().__init__(message)
+        super().__init__(" ".join(message.splitlines()))
         self.code = code
 
 
@@ -64,6 +64,8 @@ def exit_code(main):
         signal n
     :rtype: int
     """
+    if hasattr(sys.stdout, "reconfigure"):  # a name that can't be printed is no mistake
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:

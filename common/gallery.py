@@ -1,5 +1,6 @@
 """One explanation per photo: shared among processes, resumable, and no broken photo stops it."""
 
+import contextlib
 import json
 import re
 import sys
@@ -13,22 +14,33 @@ from common.errors import UserError
 from common.run import replacing
 
 
-def name_photos(photos):
+def name_photos(photos, stems=()):
     """Make one file name stem for each photo, whatever its own name holds.
 
     :param list[str] photos: files and ``sample:NAME``
-    :return: stem by photo; letters, digits, ``-`` and ``_`` only, all different
+    :param dict[str, str] stems: what some photos are called already, these or others
+    :return: stem by photo; letters, digits, ``-`` and ``_`` only, all different, also where
+        capital letters make no difference
     :rtype: dict[str, str]
     """
-    stems = {}
+    stems = dict(stems)
+    used = {stem.lower() for stem in stems.values()}
     for photo in photos:
+        if photo in stems:
+            continue
         stem = photo[7:] if photo.startswith("sample:") else Path(photo).stem
         stem = re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII)[:60].strip("_") or "photo"
         unique, count = stem, 2
-        while unique in stems.values():
+        while unique.lower() in used:
             unique, count = f"{stem}_{count}", count + 1
         stems[photo] = unique
+        used.add(unique.lower())
     return stems
+
+
+def say(text, file=None):
+    """Print a line above the progress bars, in one piece: other processes print, too."""
+    tqdm.write(text + "\n", file, end="")
 
 
 def save_arguments(folder, script, args):
@@ -55,12 +67,27 @@ def load_arguments(path, script):
     try:
         text = (Path(path) / "records" / "arguments.txt").read_text(encoding="utf-8")
         state = json.loads(text)
-        found, args = state["script"], state["args"]
+        found, args = state["script"], dict(state["args"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no run of {script} to go on with: start a new one") from error
     if found != script:
         raise UserError(f"{path} was written by {found}, not by {script}")
     return args
+
+
+def read_records(folder):
+    """Read the records of the photos that have been explained.
+
+    :param pathlib.Path folder: the run folder
+    :return: records by stem
+    :rtype: dict[str, dict]
+    """
+    records = {}
+    for file in sorted((folder / "records").glob("[!.]*.json")):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: done again
+            record = json.loads(file.read_text(encoding="utf-8"))
+            records[file.stem] = record | {"path": record["path"]}
+    return records
 
 
 def explain_photos(photos, folder, explain, group=1):
@@ -77,10 +104,10 @@ def explain_photos(photos, folder, explain, group=1):
     :rtype: tuple[list[dict], dict[str, str]]
     """
     rank, world = ranks()
-    stems = name_photos(photos)
-    files = {photo: folder / "records" / f"{stems[photo]}.json" for photo in photos}
-    todo = [photo for photo in photos[rank::world] if not files[photo].is_file()]
-    failed = {}
+    # A photo keeps its stem, whichever others a resumed run is given.
+    done = {record["path"]: stem for stem, record in read_records(folder).items()}
+    stems, failed = name_photos(photos, done), {}
+    todo = [photo for photo in photos[rank::world] if photo not in done]
     bar = tqdm(total=len(todo), unit="photo", disable=rank > 0 or len(photos) == 1 or None)
     groups = [todo[i : i + group] for i in range(0, len(todo), group)]
     while groups:
@@ -94,16 +121,19 @@ def explain_photos(photos, folder, explain, group=1):
             failed[some[0]] = str(error)
         else:
             for photo, record in zip(some, records, strict=True):
-                with replacing(files[photo]) as part:
+                with replacing(folder / "records" / f"{stems[photo]}.json") as part:
                     part.write_text(json.dumps(record), encoding="utf-8")
         bar.update(len(some))
     bar.close()
     if world > 1:
         everybody = [None] * world
-        dist.all_gather_object(everybody, failed)  # also waits for the last record
+        try:
+            dist.all_gather_object(everybody, failed)  # also waits for the last record
+        except RuntimeError as error:
+            raise UserError("another process has ended, for the reason that it gave") from error
         failed = {photo: why for part in everybody for photo, why in part.items()}
-    records = [json.loads(f.read_text(encoding="utf-8")) for f in files.values() if f.is_file()]
-    return records, failed
+    records = read_records(folder)
+    return [records[stems[photo]] for photo in photos if stems[photo] in records], failed
 
 
 def report_failures(failed, count):

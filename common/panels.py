@@ -1,11 +1,15 @@
 """Pictures of explanations: maps as pictures, panels, contact sheets; each written whole or not."""
 
+import warnings
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from common.run import replacing
+
+SHEET = 24_000_000  # pixels of a contact sheet; with captions and gaps some 100 MB of memory
 
 
 def to_picture(heat):
@@ -26,7 +30,7 @@ def draw_panel(path, photo, heats, lines, title):
     """
     columns = len(heats) + 1
     figure = Figure(figsize=(2.6 * columns, 6.1), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(to_line(title), fontsize=11, parse_math=False)  # a $ is a $
     grid = figure.subplots(2, columns)
     for axes in grid.flat:
         axes.axis("off")
@@ -42,7 +46,8 @@ def draw_panel(path, photo, heats, lines, title):
         grid[1, column].imshow(grey * 0.6 + 0.3, cmap="gray", **style)
         grid[1, column].imshow(heat, cmap="inferno", alpha=heat**0.5, **style)
         grid[1, column].set_title(lines[column - 1], fontsize=8, y=-0.16)
-    with replacing(path) as part:
+    with replacing(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font hasn't got
         figure.savefig(part, dpi=110)
 
 
@@ -51,31 +56,39 @@ def contact_sheet(path, pictures, columns=4, side=280):
 
     :param pathlib.Path path: the PNG file
     :param dict[pathlib.Path, str] pictures: captions by file; missing files are left out
-    :param int columns: pictures in a row
+    :param int columns: pictures in a row; of hundreds there are more columns, of smaller ones
     :param int side: of one picture's longer side, in pixels
     """
     pictures = {file: caption for file, caption in pictures.items() if file.is_file()}
     if not pictures:
         return
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    thumbs = []
+    shrink = max(1, (len(pictures) * side**2 / SHEET) ** 0.5)
+    columns, side = min(round(columns * shrink), len(pictures)), int(side / shrink)
+    sizes = []
     for file in pictures:
         with Image.open(file) as picture:
-            picture.thumbnail((side, side))
-            thumbs.append(np.asarray(picture.convert("RGB")))
-    height, width = (max(t.shape[i] for t in thumbs) for i in (0, 1))
-    size = (columns * (width + 10) / 100, rows * (height + 34) / 100)
-    figure = Figure(figsize=size, dpi=100)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, thumb, caption in zip(grid, thumbs, pictures.values(), strict=False):
-        axes.imshow(thumb)
-        axes.set_title(caption, fontsize=8, pad=2)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 24 / 100 / size[1], 0.02, 24 / height)
+            scale = min(1, side / max(picture.size))
+            sizes.append([max(1, round(scale * length)) for length in picture.size])
+    width, height = (max(lengths) for lengths in zip(*sizes, strict=True))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + 10), rows * (height + 30)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for i, (file, caption) in enumerate(pictures.items()):
+        left, top = i % columns * (width + 10) + 5, i // columns * (height + 30)
+        caption = to_line(caption)
+        while caption and draw.textlength(caption, font) > width:
+            caption = "…" + caption[2:]  # the end of a path says more than its beginning
+        draw.text((left, top + 6), caption, "black", font)
+        with Image.open(file) as picture:
+            small = picture.convert("RGB").resize(sizes[i], Image.Resampling.LANCZOS)
+        sheet.paste(small, (left, top + 26))
     with replacing(path) as part:
-        figure.savefig(part)
+        sheet.save(part)
+
+
+def to_line(text):
+    """Turn a name into one line that can be drawn: names of files may hold anything."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
 def map_sheet(path, files):

@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import nn
+
+from common.layers import to_plain
 
 # The tests' networks are tiny: a second thread would only wait for the first.
 torch.set_num_threads(1)
@@ -27,3 +30,22 @@ def full_disk():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Give a run folder as train_classifier.py leaves it, of a tiny network with random weights.
+
+    It tells red, green and blue pictures of 16 x 16 pixels apart no better than chance, but in an
+    instant, and without the weights of ImageNet.
+    """
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 3),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("trained")
+    state = {"script": "train_classifier", "layers": to_plain(network), "shape": [3, 16, 16]}
+    state |= {"network": network.state_dict(), "classes": ["red", "green", "blue"]}
+    torch.save(state | {"mean": [0.5] * 3, "std": [0.1] * 3}, folder / "checkpoint.pt")
+    return folder
