@@ -34,9 +34,10 @@ from skimage.metrics import structural_similarity
 from torch import nn
 from torch.nn import functional as F
 
+import explain_perturb
 from common.checkpoint import resume_args
 from common.classifiers import find_class, load_classifier
-from common.deletion import blur
+from common.deletion import blur, make_reference
 from common.device import is_first, make_rng, set_up
 from common.errors import Interrupted, exit_code, make_parser, number
 from common.gallery import explain_photos, load_arguments, report_failures, save_arguments
@@ -52,6 +53,7 @@ STEPS = 28  # of the deletion and insertion curves
 LEFT = 0.1  # part of the probability at which the class counts as suppressed
 NOISE = 0.15  # sigma of SmoothGrad, in parts of the photo's range
 NUDGE = 0.02  # max-sensitivity: how far a pixel may move, of [0, 1]
+KINDS = ("rank", "SSIM")  # of likeness between two maps
 STAGES = 3  # of the cascade of random weights, from the top layer to all
 COLUMNS = {  # of the table, and which end of each is the good one
     "deletion": "low", "insertion": "high", "smallest area": "low", "sensitivity": "low",
@@ -113,10 +115,8 @@ def grad_cam(network, x, target, rng):
 def rise(network, x, target, rng, count=500, cells=7):
     """Average random masks, weighted by the probability that they leave (RISE, arXiv 1806.07421).
 
-    Masks are cells x cells coins, enlarged and shifted by up to a cell; what is masked turns into
-    the mean colour.
-
-    :param int count: of masks; the paper takes 4,000 and more
+    Masks are cells x cells coins, enlarged and shifted by up to a cell; what is masked becomes the
+    mean colour. The paper takes 4,000 masks and more.
     """
     side = x.shape[-1]
     cell = -(-side // cells)
@@ -157,7 +157,7 @@ def smooth(explain, reduce="signed", samples=50):
     return rank
 
 
-def gradient(gradient, x, target):
+def call(gradient, x, target):
     """Give the gradient itself."""
     return gradient(x, target)
 
@@ -172,21 +172,40 @@ def integrated(gradient, x, target, steps=64):
     return integrated_gradients(gradient, torch.zeros_like(x[:1]), steps, 8, x, target)
 
 
+def perturbation(*flags):
+    """Learn masks with explain_perturb.py, and rank the pixels by how soon they are deleted."""
+    args = explain_perturb.get_parser().parse_args(flags)
+
+    def rank(network, x, target, rng):
+        sigma = args.blur * x.shape[-1] / 224
+        reference = make_reference(args.reference, x, sigma, rng)
+        game = explain_perturb.Game(network, x, reference, target, args)
+        theta = game.start()
+        for _ in explain_perturb.optimise(game, theta, args, rng):
+            pass
+        return explain_perturb.find_answer(game, 0, theta, before=1.0)[1]
+
+    return rank
+
+
 METHODS = {
     "random": random_map,
     "centre": centre_map,
     "edges": edge_map,
     "brightness": brightness_map,
-    "gradient": plain(gradient),
+    "gradient": plain(call),
     "gradient x input": plain(times_input),
-    "SmoothGrad signed": smooth(gradient),
-    "SmoothGrad abs": smooth(gradient, "abs"),
-    "SmoothGrad squared": smooth(gradient, "squared"),
+    "SmoothGrad signed": smooth(call),
+    "SmoothGrad abs": smooth(call, "abs"),
+    "SmoothGrad squared": smooth(call, "squared"),
     "gradient x input, smooth": smooth(times_input),
     "Integrated Gradients": plain(integrated),
     "Integrated Gradients, smooth": smooth(partial(integrated, steps=8), samples=16),
     "Guided Backpropagation": plain(guided_backprop),
     "Guided Backpropagation, smooth": smooth(guided_backprop),
+    "perturbation, deletion": perturbation("--regularizer", "tv", "--game", "deletion"),
+    "perturbation, areas": perturbation("--regularizer", "area"),
+    "perturbation, nested": perturbation(),
     "Grad-CAM": grad_cam,
     "RISE": rise,
 }
@@ -245,10 +264,7 @@ def max_sensitivity(explain, x, heat, rng, count=2):
 
     Yeh et al. 2019 (arXiv 1901.09392), definition 2, with d uniform in +-0.02.
 
-    :param Callable explain: from a photo (1, C, H, W) to its map (H, W)
-    :param torch.Tensor x: the photo
-    :param torch.Tensor heat: its map
-    :param torch.Generator rng: for the nudges
+    :param Callable explain: from a photo, (1, C, H, W), to its map, (H, W)
     :param int count: of nudges
     :return: at least 0; 1 means that the map moves by its own length
     :rtype: float
@@ -263,9 +279,7 @@ def randomise(network, stage, rng):
 
     Adebayo et al. 2018 (arXiv 1810.03292), section 4.1: cascading randomisation.
 
-    :param torch.nn.Module network: any
     :param int stage: from 1, the last layer only, to STAGES, all of them
-    :param torch.Generator rng: on the CPU
     :return: a copy, part of whose layers have random weights of the same mean and deviation
     :rtype: torch.nn.Module
     """
@@ -282,8 +296,6 @@ def randomise(network, stage, rng):
 def similarity(a, b):
     """Compare two maps: Spearman's rank correlation and the structural similarity (SSIM).
 
-    :param torch.Tensor a: (H, W)
-    :param torch.Tensor b: (H, W)
     :return: each at most 1; the SSIM is that of maps scaled to [0, 1] by their 99th percentile
     :rtype: tuple[float, float]
     """
@@ -301,38 +313,29 @@ def similarity(a, b):
 def explain_photo(classifier, args, folder, stop, sanity, photo, stem):
     """Measure every method on one photo.
 
-    :param Classifier classifier: as from :func:`load_classifier`
-    :param argparse.Namespace args: methods, target, seed
-    :param pathlib.Path folder: the run folder, for the maps
     :param Stop stop: its ``signum`` is the signal that came, if one did
     :param bool sanity: whether to make the costly checks as well
-    :param str photo: a file or ``sample:NAME``
     :param str stem: what the file of this photo's maps is called
     :return: its record in metrics.json
-    :rtype: dict
     :raises Interrupted: if a signal came
     """
     network, started, device = classifier.network, time.time(), classifier.device
     x = read_photo(photo, classifier.resize, classifier.size, classifier.channels).to(device)
     with torch.no_grad():
         probabilities = network(x).softmax(1)[0]
-    label = int(probabilities.argmax())
-    if args.target is not None:
-        label = find_class(classifier.classes, args.target)
     rank = probabilities.argsort(descending=True).tolist()
+    label = rank[0] if args.target is None else find_class(classifier.classes, args.target)
     second = rank[1] if rank[0] == label else rank[0]
     target, other = (torch.tensor([index], device=device) for index in (label, second))
     fills = {"blur": blur(x), "mean": x.mean((2, 3), keepdim=True).expand_as(x)}
     cascade = [randomise(network, s + 1, make_rng("cpu", args.seed)) for s in range(STAGES)]
     found, heats, evaluations = {}, {"photo": x[0].cpu().numpy()}, []
-    counter = network.register_forward_pre_hook(
-        lambda _, inputs: evaluations.append(len(inputs[0]))
-    )
+    counter = network.register_forward_pre_hook(lambda _, x: evaluations.append(len(x[0])))
     for name in args.methods:
         if stop.signum:
             counter.remove()
-            raise Interrupted(f"stopped; go on with: python {SCRIPT}.py --resume {folder}",
-                              stop.signum)  # fmt: skip
+            line = f"stopped; go on with: python {SCRIPT}.py --resume {folder}"
+            raise Interrupted(line, stop.signum)
 
         def explain(x, network=network, target=target, method=METHODS[name]):
             return method(network, x, target, make_rng(device, args.seed, 0))
@@ -341,21 +344,18 @@ def explain_photo(classifier, args, folder, stop, sanity, photo, stem):
         began = time.time()
         heat = explain(x)
         row = {"seconds": time.time() - began, "evaluations": sum(evaluations)}
-        for fill, picture in fills.items():
-            for game in ("deletion", "insertion"):
+        for game in ("deletion", "insertion"):
+            for fill, picture in fills.items():
                 curve = probability_curve(network, x, target, heat, picture, game == "insertion")
                 row[f"{game} curve, {fill}"] = [round(float(p), 5) for p in curve]
                 row[f"{game}, {fill}"] = area(curve)
-        for game in ("deletion", "insertion"):
             row[game] = (row[f"{game}, blur"] + row[f"{game}, mean"]) / 2
         row["smallest area"] = smallest_area(np.array(row["deletion curve, blur"]))
         if sanity:
             row["sensitivity"] = max_sensitivity(explain, x, heat, make_rng(device, args.seed, 1))
             row["other class"] = similarity(heat, explain(x, target=other))[0]
             pairs = [similarity(heat, explain(x, network=weights)) for weights in cascade]
-            row["random weights, rank"], row["random weights, SSIM"] = map(
-                list, zip(*pairs, strict=True)
-            )
+            row |= {f"random weights, {k}": [p[i] for p in pairs] for i, k in enumerate(KINDS)}
             row["random weights"] = pairs[-1][0]
         found[name], heats[name] = row, heat.cpu().numpy().astype(np.float32)
     counter.remove()
@@ -441,8 +441,7 @@ def main(argv=None):
         draw_cascade(folder / "random_weights.png", images)
         shown = {image["class_name"]: folder / image["maps"] for image in images[:8]}
         map_sheet(folder / "contact_sheet.png", shown)
-    dataset = f"{len(images)} photos"
-    found = finish(folder, SCRIPT, args, argv, dataset, device, started, **found)
+    found = finish(folder, SCRIPT, args, argv, f"{len(images)} photos", device, started, **found)
     report_failures(failed, len(photos))
     return found
 
