@@ -1,5 +1,5 @@
 PYTHON ?= python3
-BIN = .venv/bin
+BIN = $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 
 .PHONY: demo test lint format
 

@@ -1,6 +1,5 @@
 """What the tests of several files need."""
 
-import resource
 from contextlib import contextmanager
 
 import pytest
@@ -19,6 +18,8 @@ def full_disk():
 
     File permissions would do for most users, but don't bind root, as which many containers run.
     """
+
+    resource = pytest.importorskip("resource", reason="Windows has no limit on the size of files")
 
     @contextmanager
     def limit():
