@@ -20,7 +20,7 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
-from common.checkpoint import save_checkpoint
+from common.checkpoint import read_tensors, save_checkpoint
 from common.device import is_first, share_from_first
 from common.errors import UserError
 from common.glyphs import CLASSES as GLYPH_CLASSES
@@ -96,7 +96,7 @@ def load_half(name, data_dir, train, split, size, channels, glyphs):
     stamp = hashlib.sha256(repr((CACHE_VERSION, source)).encode()).hexdigest()
     cache = root / "cache" / f"{label}-{half}-{size or 'stored'}-{channels or 'stored'}.pt"
     try:
-        saved = torch.load(cache, weights_only=True)
+        saved = read_tensors(cache)
         if saved["stamp"] == stamp:
             return Dataset(name, saved["images"], saved["labels"], saved["classes"])
     except Exception:  # absent, cut short or of another version: it is only a cache
@@ -112,7 +112,7 @@ def load_half(name, data_dir, train, split, size, channels, glyphs):
     images = fit(images, size, channels)
     state = {"stamp": stamp, "images": images, "labels": labels, "classes": classes}
     try:
-        save_checkpoint(cache, state)
+        save_checkpoint(cache, state, keep=False)
     except OSError as error:  # a read-only data folder costs time, not the run
         print(f"warning: no cache written ({error.strerror}: {cache})", file=sys.stderr)
     return Dataset(name, images, labels, classes)
@@ -157,7 +157,7 @@ def find_files(name, root, half, split):
             unpack(packed, file)
     if not all(file.is_file() for file in files):
         print(f"{name} isn't in {root}; downloading it", file=sys.stderr)
-        patience = socket.getdefaulttimeout()
+        patience, found = socket.getdefaulttimeout(), [file for file in files if file.is_file()]
         try:
             socket.setdefaulttimeout(20)  # seconds without a byte; a dead address may never answer
             open_with_torchvision(name, root, half, split, download=True)
@@ -166,8 +166,12 @@ def find_files(name, root, half, split):
             raise NotThereError(
                 f"{name} could not be downloaded ({type(error).__name__}); {where}"
             ) from error
+        else:
+            found = files
         finally:
             socket.setdefaulttimeout(patience)
+            for file in set(files) - set(found):  # half unpacked, it would pass for whole
+                file.unlink(missing_ok=True)
     return files
 
 

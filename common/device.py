@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common.errors import UserError
+from common.errors import PeerError, UserError, is_out_of_memory
 
 
 def set_up(cuda, seed):
@@ -105,9 +105,8 @@ def fit_memory(compute, size):
     while True:
         try:
             return compute(size), size
-        except (RuntimeError, MemoryError) as error:  # the CPU's is a plain RuntimeError
-            known = (torch.OutOfMemoryError, MemoryError)
-            if not isinstance(error, known) and "allocate memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
         if size == 1:
             raise UserError("out of memory: choose a smaller --model")
@@ -151,10 +150,26 @@ def average_over_ranks(values):
     """Replace a tensor by its mean over all processes; does nothing where there is one.
 
     :param torch.Tensor values: on the device of its process; changed in place
+    :raises UserError: if another process has ended
     """
     if ranks()[1] > 1:
-        dist.all_reduce(values)
+        combine(values, dist.ReduceOp.SUM)
         values /= ranks()[1]
+
+
+def combine(values, operation):
+    """Replace a tensor by the sum, the maximum, ... over all processes.
+
+    :param torch.Tensor values: on the device of its process; changed in place
+    :param torch.distributed.ReduceOp operation: how two values become one
+    :raises UserError: if another process has ended
+    """
+    try:
+        dist.all_reduce(values, operation)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise PeerError("another process has ended; the lines around this one say why") from error
 
 
 def share_from_first(value):
@@ -171,5 +186,5 @@ def share_from_first(value):
     try:
         dist.broadcast_object_list(box, src=0)
     except RuntimeError as error:
-        raise UserError("rank 0 has ended, for the reason that it gave") from error
+        raise PeerError("rank 0 has ended, for the reason that it gave") from error
     return box[0]

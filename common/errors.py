@@ -10,6 +10,8 @@ from argparse import (
     RawDescriptionHelpFormatter,
 )
 
+import torch.distributed as dist
+
 
 class UserError(Exception):
     """Something that the user can mend: one line that says what is wrong and what to do.
@@ -21,6 +23,10 @@ class UserError(Exception):
     def __init__(self, message, code=2):
         super().__init__(" ".join(message.splitlines()))
         self.code = code
+
+
+class PeerError(UserError):
+    """Another of torchrun's processes has ended; it, or torchrun, says why."""
 
 
 class Interrupted(Exception):
@@ -68,12 +74,14 @@ def exit_code(main):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
+        leave_group()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return error.code
     except Interrupted as stop:
         if os.environ.get("RANK", "0") == "0":  # torchrun stops all its processes; one line will do
             print(stop, file=sys.stderr)
+        leave_group()
         return 128 + stop.signum
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -82,9 +90,41 @@ def exit_code(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, a name that Windows does not have
     except OSError as error:  # a full disk, a folder without permission
-        print(f"error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        complain(UserError(f"{error.filename or 'writing'}: {error.strerror or error}"))
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        complain(UserError("out of memory: ask for less at once (--batch-size, --chunk, --width)"))
         return 2
     return 0
+
+
+def complain(error):
+    """Print what is wrong, once: what all of torchrun's processes say the first one says.
+
+    :param UserError error: the line
+    """
+    rank = int(os.environ.get("RANK", 0))
+    if rank and (isinstance(error, PeerError) or not dist.is_initialized()):
+        return  # before they are a group, they all have the same arguments and files
+    print(f"error: {f'process {rank}: ' if rank else ''}{error}", file=sys.stderr)
+
+
+def leave_group():
+    """Leave torchrun's group, if this process is in one; torch warns of those who just end."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_out_of_memory(error):
+    """Tell whether an exception means that memory has run out, of the CPU or of a GPU.
+
+    :param Exception error: torch has several types for it, a plain RuntimeError on a CPU
+    :rtype: bool
+    """
+    words = ("out of memory", "allocate memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def number(kind, low, high=None):

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import math
 import os
 import platform
+import re
 import shlex
 import signal
 import sys
@@ -17,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torchvision
 
-from common.device import describe_device, is_first, share_from_first
+from common.device import combine, describe_device, is_first, share_from_first
 from common.errors import UserError
 
 try:
@@ -44,12 +46,12 @@ def open_run(script, out=None, resume=None):
     folder = Path(resume or out or f"runs/{script}/{now}")
     folder = folder.parent if resume and folder.is_file() else folder
     try:
-        kept = [f for f in folder.glob("*") if f.name != ".lock"] if folder.is_dir() else []
+        kept = [f for f in folder.glob("*") if f.name != ".lock" and not PART.fullmatch(f.name)]
         if kept and not resume:
             also = f", or --resume {folder}" if (folder / "checkpoint.pt").is_file() else ""
             raise UserError(f"{folder} isn't empty: choose another --out{also}")
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 (it stays open: it is the lock)
+        lock = open(folder / ".lock", "a+")  # noqa: SIM115 (it stays open: it is the lock)
     except (NotADirectoryError, FileExistsError):
         raise UserError(f"{folder} is a file, not a folder: choose another --out") from None
     except OSError as error:
@@ -58,14 +60,25 @@ def open_run(script, out=None, resume=None):
     try:
         if fcntl:  # the kernel drops the lock with its process, so none is ever stale
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"{folder} is in use by another process: choose another --out") from None
+    except BlockingIOError:
+        lock.seek(0)
+        holder = f"another process ({lock.read(200).strip()})"
+        raise UserError(f"{folder} is in use by {holder}: choose another --out") from None
+    except OSError:  # a file system without locks: two runs in one folder go unnoticed there
+        pass
+    lock.truncate(0)
+    lock.write(f"{os.getpid()} on {platform.node()}")
+    lock.flush()
     _locks[folder.resolve()] = lock
+    for file in folder.rglob(".*"):  # what a killed process was just writing
+        if PART.fullmatch(file.name):
+            file.unlink(missing_ok=True)
     print(f"run      {folder}", flush=True)
     return share_from_first(folder)
 
 
 _locks = {}  # by folder, the open file: its lock is held until the process ends
+PART = re.compile(r"\..+\.\d+\.part(\.\w+)?")  # names that `replacing` gives
 
 
 @contextmanager
@@ -77,8 +90,12 @@ def replacing(path):
     :param str path: the file to make or to replace; its folder is made if it's missing
     :return: a context manager giving the temporary path, in the same folder, of the same suffix
     :rtype: contextlib.AbstractContextManager[pathlib.Path]
+    :raises UserError: if the run folder that it belongs to has been deleted
     """
     path = Path(path)
+    for folder in _locks.keys() & set(path.resolve().parents):
+        if not folder.is_dir():  # made anew it would be without its lock, and half empty
+            raise UserError(f"{folder} was deleted during the run: nothing can be saved any more")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
@@ -100,7 +117,8 @@ def finish(folder, script, args, argv, dataset, device, started, **found):
     :param str dataset: the dataset or pictures that were used
     :param torch.device device: where it ran
     :param float started: time.time() at the start of the work
-    :param object found: what was found; plain Python values
+    :param object found: what was found; plain Python values; NaN and infinity, for which JSON has
+        no words, become null
     :return: what was written
     :rtype: dict
     """
@@ -118,11 +136,22 @@ def finish(folder, script, args, argv, dataset, device, started, **found):
     }
     files = {f.relative_to(folder).as_posix() for f in folder.rglob("[!.]*") if f.is_file()}
     metrics["files"] = sorted(files | {"metrics.json"})
+    metrics = without_nan(metrics)
     with replacing(folder / "metrics.json") as part:
-        part.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(metrics, indent=2, allow_nan=False)
+        part.write_text(text + "\n", encoding="utf-8")
     for name in metrics["files"]:
         print(f"wrote    {folder / name}")
     return metrics
+
+
+def without_nan(value):
+    """Replace what is no finite number by None, in lists and dicts as well."""
+    if isinstance(value, dict):
+        return {key: without_nan(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(path, rows):
@@ -153,7 +182,7 @@ class Stop:
         """
         if dist.is_initialized():
             flag = torch.tensor([self.signum])
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            combine(flag, dist.ReduceOp.MAX)
             self.signum = int(flag)
         return self.signum
 
@@ -162,13 +191,19 @@ class Stop:
 def watching_signals():
     """Note SIGINT and SIGTERM instead of dying of them, until the block ends.
 
+    A second one, a second or more after the first, stops at once. Some tools send each signal to
+    a process and to its group: two that come together are one.
+
     :return: a context manager giving the :class:`Stop` to ask
     :rtype: contextlib.AbstractContextManager[Stop]
     """
-    stop = Stop()
+    stop, first = Stop(), math.inf
 
     def note(signum, frame):
-        stop.signum = signum
+        nonlocal first
+        if time.monotonic() > first + 1:
+            raise KeyboardInterrupt
+        stop.signum, first = signum, min(first, time.monotonic())
 
     before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
