@@ -24,16 +24,17 @@ def name_photos(photos, stems=()):
     :rtype: dict[str, str]
     """
     stems = dict(stems)
-    used = {stem.lower() for stem in stems.values()}
+    used, counts = {stem.lower() for stem in stems.values()}, {}
     for photo in photos:
         if photo in stems:
             continue
         stem = photo[7:] if photo.startswith("sample:") else Path(photo).stem
         stem = re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII)[:60].strip("_") or "photo"
-        unique, count = stem, 2
+        unique, count = stem, counts.get(stem, 1)
         while unique.lower() in used:
-            unique, count = f"{stem}_{count}", count + 1
-        stems[photo] = unique
+            count += 1
+            unique = f"{stem}_{count}"
+        stems[photo], counts[stem] = unique, count
         used.add(unique.lower())
     return stems
 
