@@ -48,7 +48,7 @@ from common.photos import find_photos, read_photo
 from common.run import finish, open_run, watching_signals
 
 SCRIPT = "explain_perturb"
-FLOOR = 0.02  # of the logarithmic score: below this probability there is little left to win
+FLOOR = 0.1  # of the logarithmic score: far below this probability there is little left to win
 PARTS = (0.8, 0.9, 0.95, 0.99)  # of the probability: the areas that take them are reported
 FREE = {"image", "cuda", "batch", "resume"}  # what --resume may change
 
@@ -211,7 +211,6 @@ def optimise(game, theta, args, rng):
     :return: after each step the objectives before it, (N,), and the pictures evaluated so far, for
         each photo
     :rtype: Iterator[tuple[torch.Tensor, int]]
-    :raises UserError: if a mask is no longer finite
     """
     theta.requires_grad_()
     adam = torch.optim.Adam([theta], args.lr, betas=(0.8, 0.99))

