@@ -70,8 +70,9 @@ def exit_code(main):
         signal n
     :rtype: int
     """
-    if hasattr(sys.stdout, "reconfigure"):  # a name that can't be printed is no mistake
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that can't be printed is no mistake
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
         leave_group()
@@ -95,7 +96,7 @@ def exit_code(main):
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        complain(UserError("out of memory: ask for less at once (--batch-size, --chunk, --width)"))
+        complain(UserError("out of memory: ask for less (--batch-size, --chunk, --size, --width)"))
         return 2
     return 0
 
@@ -123,7 +124,7 @@ def is_out_of_memory(error):
     :param Exception error: torch has several types for it, a plain RuntimeError on a CPU
     :rtype: bool
     """
-    words = ("out of memory", "allocate memory", "ALLOC_FAILED")
+    words = ("out of memory", "allocate memory", "ALLOC_FAILED", "size calculation overflowed")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
@@ -132,12 +133,13 @@ def number(kind, low, high=None):
 
     :param type kind: int or float
     :param float low: the smallest value that is accepted
-    :param float high: the largest; None for no limit
+    :param float high: the largest; None for no limit but what torch can count to
     :return: the converter from text
     :rtype: Callable[[str], float]
     """
     words = "a whole number" if kind is int else "a number"
     words += f" of at least {low}" if high is None else f" from {low} to {high}"
+    most = 2**31 - 1 if kind is int else sys.float_info.max
 
     def convert(text):
         try:
@@ -145,8 +147,9 @@ def number(kind, low, high=None):
         except ValueError:
             value = float("nan")
         # inf is no useful setting; NaN fails both comparisons
-        if not (low <= value <= (sys.float_info.max if high is None else high)):
-            raise ArgumentTypeError(f"must be {words}, not {text!r}")
+        if not (low <= value <= (most if high is None else high)):
+            limit = f" and at most {most}" if kind is int and high is None and value > most else ""
+            raise ArgumentTypeError(f"must be {words}{limit}, not {text[:50]!r}")
         return value
 
     return convert

@@ -1,0 +1,790 @@
+"""What goes wrong on a shared machine: kills, full disks, other people's files, lost processes.
+
+The long versions, hundreds of kills and of broken files, are in benchmarks/torture.py.
+"""
+
+import importlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import zipfile
+from argparse import Namespace
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import common.data
+import common.run
+import compare_explanations
+import explain_perturb
+import smoothgrad
+import train_classifier
+import train_dcgan
+from common.checkpoint import load_checkpoint, restore, save_checkpoint
+from common.classifiers import load_classifier
+from common.data import load_dataset
+from common.device import fit_memory
+from common.errors import UserError, exit_code, number
+from common.run import finish, open_run, replacing, watching_signals
+
+SCRIPTS = ("train_dcgan", "train_classifier", "smoothgrad", "explain_perturb",
+           "compare_explanations", "torch_basics")  # fmt: skip
+# A second each: 3 batches an epoch, networks of a few hundred weights.
+TINY = ["--dataset", "glyphs", "--glyphs", "50", "--batch-size", "16", "--epochs", "2"]
+TRAINERS = {
+    train_dcgan: ["--width", "0.03", "--z-dim", "4"],
+    train_classifier: ["--width", "0.05", "--size", "12"],
+}
+BOTH = pytest.mark.parametrize("script", TRAINERS, ids=lambda script: script.SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Give a data folder in which the glyphs are soon cached."""
+    return tmp_path_factory.mktemp("data")
+
+
+def train(script, folder, data, *options):
+    """Train in this process.
+
+    :rtype: dict
+    """
+    rest = [*TINY, *TRAINERS[script], "--data-dir", str(data)]
+    return script.main([*rest, "--out", str(folder), *options])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    """Train each network without any disturbance, and give the run folders by script."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for script in TRAINERS:
+        train(script, folder / script.SCRIPT, data)
+    return {script: folder / script.SCRIPT for script in TRAINERS}
+
+
+def fork(function, log, **environment):
+    """Run a function in a child process, as a script would be run.
+
+    :param Callable function: like a script's ``main``
+    :param pathlib.Path log: gets what the child prints
+    :param str environment: further variables
+    :return: the child's process id
+    :rtype: int
+    """
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 99  # a traceback
+    try:
+        os.environ.update(environment)
+        file = open(log, "w")  # noqa: SIM115 (closed with the process)
+        sys.stdout = sys.stderr = file
+        code = exit_code(function)
+    except BaseException as error:
+        print("Traceback", repr(error), flush=True)
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def wait(child, seconds=60):
+    """Wait for a child process to end.
+
+    :return: its exit code, or minus the signal that it died of
+    :rtype: int
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return pytest.fail(f"still running after {seconds} seconds")
+
+
+def assert_same(a, b):
+    """Compare two trees of plain values and tensors bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            assert_same(left, right)
+    else:
+        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def learnt(script, folder):
+    """Read everything that a run has learnt.
+
+    :rtype: dict
+    """
+    state = load_checkpoint(folder, script.SCRIPT)
+    names = ("generator", "discriminator", "ema", "g_optimizer", "d_optimizer", "network",
+             "optimizer", "epoch")  # fmt: skip
+    return {name: state[name] for name in names if name in state}
+
+
+def one_error(function, capsys):
+    """Run what must fail for a reason that the user can mend.
+
+    :return: the one line on stderr
+    :rtype: str
+    """
+    capsys.readouterr()
+    assert exit_code(function) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+# ----------------------------------------------------------------------------- killed at any time
+
+
+def kill(*_, **__):
+    """Do to this process what the kernel does when memory is short: it cleans up nothing."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_and_kill(state, path):
+    """Write a half of a checkpoint, and die."""
+    path.write_bytes(b"PK\3\4 half a checkpoint")
+    kill()
+
+
+def nth(function, n, strike=kill):
+    """Make a function strike at its n-th call.
+
+    :rtype: Callable
+    """
+    calls = []
+
+    def wrapped(*args, **kwargs):
+        calls.append(args)
+        return (strike if len(calls) == n else function)(*args, **kwargs)
+
+    return wrapped
+
+
+MOMENTS = {  # what strikes, and at which call
+    "before the first checkpoint": (torch, "save", 1, half_and_kill),
+    "in a batch": (torch.Tensor, "backward", 5, kill),
+    "in a checkpoint": (torch, "save", 2, half_and_kill),
+    "before it is renamed": (os, "replace", 5, kill),
+    "while plotting": ("", "plot_curves", 1, kill),
+    "at the very end": ("", "finish", 1, kill),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@BOTH
+def test_a_killed_run_goes_on_bit_for_bit(script, moment, data, undisturbed, tmp_path, monkeypatch):
+    """SIGKILL at any moment costs time only: no weight, no file, and nothing is left over."""
+    place, name, n, strike = MOMENTS[moment]
+    place = place or script
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, nth(getattr(place, name), n, strike))
+        child = fork(lambda: train(script, tmp_path / "run", data), tmp_path / "log")
+        assert wait(child) == -signal.SIGKILL
+    if (tmp_path / "run" / "checkpoint.pt").exists():
+        metrics = script.main(["--resume", str(tmp_path / "run")])
+    else:  # the folder holds nothing yet: the same command does
+        assert moment == "before the first checkpoint"
+        metrics = train(script, tmp_path / "run", data)
+    assert_same(learnt(script, tmp_path / "run"), learnt(script, undisturbed[script]))
+    expected = json.loads((undisturbed[script] / "metrics.json").read_text())["files"]
+    assert metrics["files"] == expected
+    on_disk = {f.relative_to(tmp_path / "run").as_posix() for f in (tmp_path / "run").rglob("*")}
+    assert on_disk == {".lock", "samples", *expected} - ({"samples"} - on_disk)
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 3
+
+
+def test_a_second_signal_stops_at_once(monkeypatch):
+    """Who asks twice doesn't want to wait for the batch; one signal sent twice is still one."""
+    with watching_signals() as stop:
+        for _ in range(3):  # as `timeout` and some schedulers do: to the process and to its group
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop() == signal.SIGINT
+        later = time.monotonic() + 2
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_lock_says_who_holds_it(tmp_path):
+    """The second process is told the first one's number; once that is dead, the folder is free."""
+    ready, go = os.pipe(), os.pipe()
+
+    def hold():
+        open_run("s", tmp_path / "run")
+        os.write(ready[1], b".")
+        os.read(go[0], 1)
+
+    child = fork(hold, tmp_path / "log")
+    os.read(ready[0], 1)
+    with pytest.raises(UserError, match=rf"in use by another process \({child} on "):
+        open_run("s", resume=tmp_path / "run")
+    os.kill(child, signal.SIGKILL)
+    assert wait(child) == -signal.SIGKILL
+    open_run("s", resume=tmp_path / "run")
+    assert (tmp_path / "run" / ".lock").read_text().startswith(f"{os.getpid()} on ")
+
+
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    """Some network file systems have none: that is no second process."""
+
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(common.run.fcntl, "flock", refuse)
+    assert open_run("s", tmp_path / "run").is_dir()
+
+
+# ------------------------------------------------------------ no room, no permission, no folder
+
+
+@BOTH
+def test_a_full_disk_stops_a_training_in_one_line(
+    script, undisturbed, tmp_path, full_disk, capsys, monkeypatch
+):
+    """The last checkpoint is what it was, and a run with room again goes on from it."""
+    shutil.copytree(undisturbed[script], tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(script, "FREE", script.FREE | {"epochs"})
+    with full_disk():
+        line = one_error(
+            lambda: script.main(["--resume", str(tmp_path / "run"), "--epochs", "3"]), capsys
+        )
+    assert "too large" in line or "disk full" in line
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert not list(tmp_path.rglob("*.part*"))
+    assert len(script.main(["--resume", str(tmp_path / "run"), "--epochs", "3"])["epochs"]) == 3
+
+
+def test_a_full_disk_stops_an_explanation_in_one_line(trained, photos, tmp_path, full_disk, capsys):
+    """Pictures, arrays and records are whole or not there."""
+    argv = ["--model", str(trained), "--image", str(photos), "--samples", "2"]
+    with full_disk():
+        line = one_error(lambda: smoothgrad.main([*argv, "--out", str(tmp_path / "run")]), capsys)
+    assert "too large" in line
+    assert not list(tmp_path.rglob("*.part*"))
+    found = smoothgrad.main(["--resume", str(tmp_path / "run")])
+    assert len(found["images"]) == 3
+
+
+@pytest.fixture
+def read_only(tmp_path_factory):
+    """Give a run folder that this process may read but not write; root becomes a mere user."""
+    folder = tmp_path_factory.mktemp("read_only")
+    save_checkpoint(folder / "checkpoint.pt", {"script": "s", "w": torch.arange(9.0)})
+    parents = [p for p in folder.parents if p.stat().st_uid == os.geteuid() and p != Path("/")]
+    modes = {p: p.stat().st_mode for p in parents}
+    for parent in parents:
+        parent.chmod(modes[parent] | 0o055)
+    folder.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(user)
+    folder.chmod(0o755)
+    for parent in parents:
+        parent.chmod(modes[parent])
+
+
+def test_a_read_only_folder_is_one_line(read_only, capsys):
+    """Neither a new run nor the next checkpoint of one leaves a traceback or does harm."""
+    assert "Permission denied" in one_error(lambda: open_run("s", read_only / "new"), capsys)
+    assert "Permission denied" in one_error(lambda: open_run("s", resume=read_only), capsys)
+    line = one_error(lambda: save_checkpoint(read_only / "checkpoint.pt", {"w": 1}), capsys)
+    assert "read-only" in line
+    assert torch.equal(load_checkpoint(read_only, "s")["w"], torch.arange(9.0))
+
+
+@BOTH
+def test_a_folder_deleted_during_the_run_is_one_line(script, data, tmp_path, monkeypatch, capsys):
+    """It isn't made anew, without its lock and half empty."""
+
+    epoch = script.train
+
+    def train_and_delete(*args):
+        epoch(*args)
+        shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(script, "train", train_and_delete)
+    line = one_error(lambda: train(script, tmp_path / "run", data), capsys)
+    assert f"{tmp_path / 'run'} was deleted" in line
+    assert not (tmp_path / "run").exists()
+
+
+# ----------------------------------------------------------------------------------- checkpoints
+
+
+@BOTH
+def test_the_checkpoint_before_the_last_one_is_kept_and_named(
+    script, undisturbed, tmp_path, capsys, monkeypatch
+):
+    """Bad blocks under the last checkpoint cost an epoch, not the run."""
+    shutil.copytree(undisturbed[script], tmp_path / "run")
+    file, kept = (tmp_path / "run" / name for name in ("checkpoint.pt", "checkpoint.previous.pt"))
+    file.write_bytes(file.read_bytes()[:5000])
+    line = one_error(lambda: script.main(["--resume", str(tmp_path / "run")]), capsys)
+    assert f"go on from the one before it, {kept}" in line
+    assert load_checkpoint(kept, script.SCRIPT)["epoch"] == 2
+    script.main(["--resume", str(kept)])
+    assert_same(learnt(script, tmp_path / "run"), learnt(script, undisturbed[script]))
+
+
+def test_a_file_system_without_links_keeps_only_the_last_checkpoint(tmp_path, monkeypatch):
+    """The previous one is a service; where it can't be had, saving works all the same."""
+
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for n in range(3):
+        save_checkpoint(tmp_path / "checkpoint.pt", {"script": "s", "n": n})
+    assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert load_checkpoint(tmp_path, "s")["n"] == 2
+
+
+def spoil_architecture(state):
+    """Claim another width than that of the weights."""
+    return state | {"args": state["args"] | {"width": 0.1}}
+
+
+def spoil_layer(state):
+    """Leave out a weight."""
+    part = "ema" if "ema" in state else "network"
+    return state | {part: dict(list(state[part].items())[1:])}
+
+
+def spoil_optimizer(state):
+    """Give the optimizer the memory of other weights."""
+    part = "d_optimizer" if "d_optimizer" in state else "optimizer"
+    memory = {
+        key: {name: torch.zeros(3, 3, 3) if getattr(value, "ndim", 0) else value
+              for name, value in values.items()}
+        for key, values in state[part]["state"].items()
+    }  # fmt: skip
+    return state | {part: state[part] | {"state": memory}}
+
+
+def spoil_parts(state):
+    """Write what an earlier version may have: some parts are missing."""
+    return {key: state[key] for key in ("script", "args", "shape") if key in state}
+
+
+def spoil_args(state):
+    """Leave out the arguments."""
+    return {key: value for key, value in state.items() if key != "args"}
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_architecture, spoil_layer, spoil_optimizer, spoil_parts, spoil_args]
+)
+@BOTH
+def test_a_checkpoint_that_does_not_fit_is_one_line(script, spoil, undisturbed, tmp_path, capsys):
+    """Other layers, other sizes, missing parts: said by the file's name, and left as it was."""
+    (tmp_path / "run").mkdir()
+    state = spoil(load_checkpoint(undisturbed[script], script.SCRIPT))
+    torch.save(dict(state), tmp_path / "run" / "checkpoint.pt")
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    line = one_error(lambda: script.main(["--resume", str(tmp_path / "run")]), capsys)
+    assert str(tmp_path / "run" / "checkpoint.pt") in line
+    assert "start a new run" in line
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+def test_samples_are_not_drawn_from_a_checkpoint_that_does_not_fit(undisturbed, tmp_path, capsys):
+    """--sample reads other people's checkpoints, too."""
+    state = load_checkpoint(undisturbed[train_dcgan], "train_dcgan")
+    torch.save(dict(spoil_architecture(state)), tmp_path / "checkpoint.pt")
+    line = one_error(lambda: train_dcgan.main(["--sample", str(tmp_path)]), capsys)
+    assert "start a new run" in line
+
+
+def test_a_changed_state_can_be_saved_and_read_again(tmp_path):
+    """What load_checkpoint gives is a dict like any other, also for torch.save."""
+    save_checkpoint(tmp_path / "checkpoint.pt", {"script": "s", "n": 1})
+    state = load_checkpoint(tmp_path, "s")
+    state |= {"n": 2}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert load_checkpoint(tmp_path, "s") == {"script": "s", "n": 2}
+
+
+@pytest.mark.parametrize("bomb", ["compressed", "overlapping"])
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(bomb, tmp_path, monkeypatch):
+    """A file that says it holds more than it is long was not written by torch."""
+    file = tmp_path / "checkpoint.pt"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50_000_000 if bomb == "compressed" else 100))
+        if bomb == "overlapping":  # a thousand names for the same bytes
+            (first,) = archive.filelist
+            first.compress_type = zipfile.ZIP_STORED
+            archive.filelist += [first] * 1000
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("unpacked"))
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        load_checkpoint(tmp_path, "s")
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
+    """The batch that ruins the weights may be the last one of an epoch with a finite loss."""
+    good = {"script": "s", "network": {"w": torch.ones(3)}, "optimizer": {"state": [{}]}}
+    save_checkpoint(tmp_path / "checkpoint.pt", good)
+    for value in (float("nan"), float("inf")):
+        memory = {"state": [{"step": torch.tensor(1.0), "momentum": torch.tensor([0.0, value])}]}
+        with pytest.raises(UserError, match=r"not saved: .*smaller --lr"):
+            save_checkpoint(tmp_path / "checkpoint.pt", good | {"optimizer": memory})
+    assert load_checkpoint(tmp_path, "s")["optimizer"] == {"state": [{}]}
+
+
+def test_restore_fills_what_fits(tmp_path):
+    """The guard around loading lets the right weights through, the optimizer's memory as well."""
+
+    def make():
+        network = torch.nn.Linear(3, 2)
+        return {"network": network, "optimizer": torch.optim.Adam(network.parameters())}
+
+    parts, others = make(), make()
+    parts["network"](torch.ones(3)).sum().backward()
+    parts["optimizer"].step()
+    state = {name: part.state_dict() for name, part in parts.items()}
+    save_checkpoint(tmp_path / "checkpoint.pt", {"script": "s", **state})
+    restore(others, load_checkpoint(tmp_path, "s"))
+    assert_same({name: part.state_dict() for name, part in others.items()}, state)
+
+
+# ----------------------------------------------------------------------------------- dataset files
+
+
+def test_a_bit_that_flipped_in_the_cache_is_not_trained_on(tmp_path):
+    """Pictures have no checksum of their own; the file that holds them has."""
+    good = load_dataset("glyphs", tmp_path, glyphs=20).images
+    (cache,) = tmp_path.rglob("*.pt")
+    content = cache.read_bytes()
+    at = content.index(good.numpy().tobytes()) + good.numel() // 2
+    cache.write_bytes(content[:at] + bytes([content[at] ^ 128]) + content[at + 1 :])
+    assert torch.equal(load_dataset("glyphs", tmp_path, glyphs=20).images, good)
+    assert cache.read_bytes() == content  # and mended
+
+
+@pytest.mark.parametrize("error", [TimeoutError, KeyboardInterrupt])
+def test_a_download_that_stops_half_way_leaves_no_file(error, tmp_path, monkeypatch, capsys):
+    """Half unpacked files would pass for whole ones the next time; files that were there stay."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-labels-idx1-ubyte").write_bytes(b"mine")
+
+    def stop_half_way(*_, **__):
+        (raw / "train-images-idx3-ubyte").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(common.data, "open_with_torchvision", stop_half_way)
+    with pytest.raises(UserError if error is TimeoutError else KeyboardInterrupt):
+        load_dataset("mnist", tmp_path)
+    assert "mnist isn't in" in capsys.readouterr().err  # said before it was asked for
+    assert [f.name for f in raw.iterdir()] == ["train-labels-idx1-ubyte"]
+
+
+# ---------------------------------------------------------------------------------- hostile input
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Make a folder of three pictures."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_hostile_names_stay_in_the_run_folder(trained, photos, tmp_path, capsys):
+    """Names with newlines, bytes that are no UTF-8, dots and links lead to plain names inside."""
+    source = photos / "0.png"
+    names = [b"a\nb.png", b"\xff\xfe.png", b"...png", b"-rf.png", b"$(touch x).png", b"%s%n.png",
+             "файл🙂.png".encode(), b"x" * 240 + b".png"]  # fmt: skip
+    folder = tmp_path / os.fsdecode(b"in\xff\n")
+    folder.mkdir()
+    for name in names:
+        shutil.copy(source, os.fsencode(folder) + b"/" + name)
+    (folder / "link.png").symlink_to(source)
+    (folder / "circle.png").symlink_to("circle.png")
+    (folder / "records.png").mkdir()
+    out = tmp_path / "a" / ".." / os.fsdecode(b"out\xff\n..")
+    (tmp_path / "a").mkdir()
+    before = set(tmp_path.rglob("*"))
+    argv = ["--model", str(trained), "--samples", "2", "--noise", "0.1", "--out", str(out)]
+    images = [str(folder / "link.png"), f"{folder}/../{folder.name}/./link.png", str(folder)]
+
+    assert exit_code(lambda: smoothgrad.main([*argv, "--image", *images])) in (0, 1)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert len(metrics["images"]) == len(names) + 2  # the link is there under two names
+    real = out.resolve()
+    made = set(tmp_path.rglob("*")) - before
+    assert made
+    assert all(real == file or real in file.parents for file in made)
+    assert source.read_bytes() == (folder / "link.png").read_bytes()
+    assert exit_code(lambda: smoothgrad.main(["--resume", str(out)])) in (0, 1)
+
+
+def test_a_run_folder_that_is_no_utf8_can_be_resumed(data, tmp_path, capsys):
+    """Its name goes through the checkpoint, metrics.json and the terminal."""
+    out = tmp_path / os.fsdecode(b"r\xff\xfen")
+    assert exit_code(lambda: train(train_classifier, out, data, "--epochs", "1")) == 0
+    assert exit_code(lambda: train_classifier.main(["--resume", str(out)])) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["args"]["resume"] == str(out)
+    assert r"r\udcff\udcfen" in capsys.readouterr().out
+
+
+def test_a_link_in_a_run_folder_is_replaced_not_followed(tmp_path):
+    """Another user's link in place of a file doesn't make us write over what it points to."""
+    (tmp_path / "target").write_text("theirs")
+    (tmp_path / "metrics.csv").symlink_to(tmp_path / "target")
+    with replacing(tmp_path / "metrics.csv") as part:
+        part.write_text("ours")
+    assert (tmp_path / "target").read_text() == "theirs"
+    assert (tmp_path / "metrics.csv").read_text() == "ours"
+
+
+def arguments(script):
+    """Make a strategy for command lines of a script: its own flags, and anything else.
+
+    :rtype: hypothesis.strategies.SearchStrategy
+    """
+    actions = importlib.import_module(script).get_parser()._actions
+    flags = [flag for action in actions for flag in action.option_strings]
+    flags = [flag for flag in flags if flag not in ("-h", "--help")]
+    choices = [str(choice) for action in actions for choice in action.choices or ()]
+    # What a shell can pass on: any bytes but 0, as Python decodes them.
+    anything = st.binary(max_size=12).map(lambda b: os.fsdecode(b.replace(b"\0", b"")))
+    numbers = st.one_of(
+        st.integers(), st.floats(allow_subnormal=False), st.integers(-(10**40), 10**40)
+    ).map(str)
+    values = st.one_of(anything, numbers, st.sampled_from([*choices, "", "-", "--", "9" * 5000]))
+    joined = st.tuples(st.sampled_from(flags), values).map("=".join)
+    return st.lists(st.one_of(st.sampled_from(flags), joined, values), max_size=6)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_any_command_line_is_parsed_or_refused_in_one_line(script):
+    """Nothing that can be typed ends in a traceback, and what is accepted is in its range."""
+    get_parser = importlib.import_module(script).get_parser
+
+    @settings(derandomize=True, deadline=None, database=None, max_examples=150)
+    @given(arguments(script))
+    def parse(argv):
+        try:
+            args = get_parser().parse_args(argv)
+        except UserError as error:
+            args, lines = None, str(error).splitlines()
+        if args is None:
+            assert len(lines) == 1
+            return
+        for value in vars(args).values():
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, (int, float)):
+                    assert 0 <= one <= (2**32 - 1 if isinstance(one, int) else sys.float_info.max)
+
+    with redirect_stdout(io.StringIO()):
+        parse()
+
+
+def test_a_number_that_torch_cannot_count_to_is_refused():
+    """A whole number without an upper limit still has to fit."""
+    assert number(int, 1)(str(2**31 - 1)) == 2**31 - 1
+    with pytest.raises(Exception, match="and at most 2147483647, not '2147483648'"):
+        number(int, 1)(str(2**31))
+
+
+# ------------------------------------------------------------------------------ numbers and memory
+
+
+def test_metrics_are_json_whatever_was_found(tmp_path):
+    """NaN and infinity are no JSON: other programs could not read the file."""
+    found = {"loss": float("nan"), "rows": [{"fid": float("inf"), "n": 1, "pair": (1, 2.5)}]}
+    written = finish(tmp_path, "s", Namespace(lr=1e-3), [], "d", torch.device("cpu"), 0.0, **found)
+    text = (tmp_path / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == written
+    assert written["loss"] is None
+    assert written["rows"] == [{"fid": None, "n": 1, "pair": [1, 2.5]}]
+
+
+def test_out_of_memory_is_one_line(capsys):
+    """Where a smaller chunk is no way out, the line says what is."""
+    line = one_error(lambda: torch.empty(2**45), capsys)
+    assert "out of memory" in line
+    assert "--batch-size" in line
+    line = one_error(lambda: train_dcgan.main(["--dry-run", "--z-dim", str(2**31 - 1)]), capsys)
+    assert "out of memory" in line
+
+
+def test_a_chunk_that_is_too_large_is_halved(capsys):
+    """It is said, and the result doesn't depend on it; other errors are not taken for it."""
+
+    def compute(size):
+        return torch.empty(2**43 if size > 2 else 1).numel()
+
+    assert fit_memory(compute, 8) == (1, 2)
+    assert capsys.readouterr().err.count("going on with --chunk") == 2
+
+    def fail(size):
+        raise RuntimeError("shapes don't match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        fit_memory(fail, 8)
+
+
+# -------------------------------------------------------------------------------------- torchrun
+
+
+def free_port():
+    """Find a port that nobody listens on.
+
+    :rtype: str
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def group(function, tmp_path, count=2):
+    """Start processes as torchrun does.
+
+    :param Callable function: from the rank; like a script's ``main``
+    :return: process ids, and what they print
+    :rtype: tuple[list[int], list[pathlib.Path]]
+    """
+    common_part = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(count)}
+    logs = [tmp_path / f"rank{rank}.txt" for rank in range(count)]
+    children = [
+        fork(lambda rank=rank: function(rank), logs[rank], RANK=str(rank), LOCAL_RANK=str(rank),
+             **common_part)
+        for rank in range(count)
+    ]  # fmt: skip
+    return children, logs
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_others(victim, data, tmp_path, monkeypatch):
+    """The survivor doesn't wait for ever, and has no traceback: one line at most."""
+
+    def main(rank):
+        if rank == victim:  # in the second batch of epoch 2
+            monkeypatch.setattr(torch.Tensor, "backward", nth(torch.Tensor.backward, 5))
+        return train(train_classifier, tmp_path / "run", data, "--batch-size", "8")
+
+    children, logs = group(main, tmp_path)
+    assert wait(children[victim]) == -signal.SIGKILL
+    assert wait(children[1 - victim]) == 2
+    said = logs[1 - victim].read_text()
+    assert "Traceback" not in said
+    assert said.count("error: another process has ended") == (1 if victim == 1 else 0)
+    assert load_checkpoint(tmp_path / "run", "train_classifier")["epoch"] == 2
+
+
+def test_processes_complain_once_and_leave_their_group(data, tmp_path):
+    """A wrong flag is one line for all; and a good run ends without torch's warning."""
+    children, logs = group(lambda rank: train_classifier.main(["--epochs", "0"]), tmp_path)
+    assert [wait(child) for child in children] == [2, 2]
+    assert logs[0].read_text().count("error: ") == 1
+    assert logs[1].read_text() == ""
+
+    children, logs = group(
+        lambda rank: train(train_classifier, tmp_path / "run", data, "--batch-size", "8"), tmp_path
+    )
+    assert [wait(child) for child in children] == [0, 0]
+    assert logs[0].read_text().count("epoch   1") == 1
+    assert logs[1].read_text() == ""
+
+
+def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path):
+    """One epoch by two processes, the next one by one."""
+    children, _ = group(
+        lambda rank: train(train_dcgan, tmp_path / "run", data, "--batch-size", "8",
+                           "--epochs", "1"), tmp_path)  # fmt: skip
+    assert [wait(child) for child in children] == [0, 0]
+    metrics = train_dcgan.main(["--resume", str(tmp_path / "run"), "--epochs", "2"])
+    assert [row["epoch"] for row in metrics["epochs"]] == [1, 2]
+
+
+# --------------------------------------------------------------------------- network and watching
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Let no connection be made, and note who tries.
+
+    :rtype: list
+    """
+    tried = []
+
+    def refuse(*args, **kwargs):
+        tried.append(args)
+        raise OSError(101, "Network is unreachable")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    return tried
+
+
+def test_nothing_is_sent_anywhere(no_network, trained, photos, data, tmp_path):
+    """No script talks to the network unless a dataset or weights are asked for by name."""
+    training = ["--dry-run", "--data-dir", str(data), "--width", "0.05"]
+    train_dcgan.main([*training, "--out", str(tmp_path / "1")])
+    train_classifier.main([*training, "--out", str(tmp_path / "2")])
+    explaining = ["--dry-run", "--model", str(trained), "--image", str(photos / "0.png")]
+    for n, script in enumerate((smoothgrad, explain_perturb, compare_explanations)):
+        script.main([*explaining, "--out", str(tmp_path / f"explained{n}")])
+    load_classifier("efficientnet_lite0", torch.device("cpu"))
+    assert not no_network
+
+
+def test_what_is_asked_for_by_name_would_be_fetched(no_network, tmp_path, capsys):
+    """The test above could not fail if nothing ever tried."""
+    with pytest.raises(UserError, match="could not be downloaded"):
+        load_dataset("mnist", tmp_path)
+    assert no_network
+    assert capsys.readouterr().err.startswith(f"mnist isn't in {tmp_path}; downloading it")
+
+
+def test_progress_bars_show_rate_and_time_left(data, tmp_path, monkeypatch):
+    """On a terminal each epoch has a bar; where the output is a file there are plain lines only."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread: later tests fork
+    for script in TRAINERS:
+        for stream, bars in ((Terminal(), True), (io.StringIO(), False)):
+            monkeypatch.setattr(sys, "stderr", stream)
+            folder = tmp_path / f"{script.SCRIPT}-{bars}"
+            train(script, folder, data)
+            text = stream.getvalue()
+            assert ("epoch 1: " in text) == bars
+            assert ("/s]" in text or "s/it]" in text or "?it/s" in text) == bars
+            assert ("<" in text) == bars
