@@ -109,23 +109,23 @@ def explain_photos(photos, folder, explain, group=1):
     done = {record["path"]: stem for stem, record in read_records(folder).items()}
     stems, failed = name_photos(photos, done), {}
     todo = [photo for photo in photos[rank::world] if photo not in done]
-    bar = tqdm(total=len(todo), unit="photo", disable=rank > 0 or len(photos) == 1 or None)
     groups = [todo[i : i + group] for i in range(0, len(todo), group)]
-    while groups:
-        some = groups.pop(0)
-        try:
-            records = explain([(photo, stems[photo]) for photo in some])
-        except UserError as error:
-            if len(some) > 1:  # find the one
-                groups = [[photo] for photo in some] + groups
-                continue
-            failed[some[0]] = str(error)
-        else:
-            for photo, record in zip(some, records, strict=True):
-                with replacing(folder / "records" / f"{stems[photo]}.json") as part:
-                    part.write_text(json.dumps(record), encoding="utf-8")
-        bar.update(len(some))
-    bar.close()
+    off = rank > 0 or len(photos) == 1 or None  # None: off where there is no terminal
+    with tqdm(total=len(todo), unit="photo", disable=off) as bar:
+        while groups:
+            some = groups.pop(0)
+            try:
+                records = explain([(photo, stems[photo]) for photo in some])
+            except UserError as error:
+                if len(some) > 1:  # find the one
+                    groups = [[photo] for photo in some] + groups
+                    continue
+                failed[some[0]] = str(error)
+            else:
+                for photo, record in zip(some, records, strict=True):
+                    with replacing(folder / "records" / f"{stems[photo]}.json") as part:
+                        part.write_text(json.dumps(record), encoding="utf-8")
+            bar.update(len(some))
     if world > 1:
         everybody = [None] * world
         try:
