@@ -47,7 +47,7 @@ SCRIPT = "train_classifier"
 PHOTOS = ("cifar10", "folder")  # whose mirror image is one of the same class
 LOOK_ALIKE = set("CIJKLMOPSUVWXYZ")  # both cases are one class in EMNIST's split "balanced"
 # What --resume may change. Not the epochs: the learning rate has come to its end by the last one.
-FREE = {"cuda", "compile", "checkpoint_every", "data_dir", "resume"}
+FREE = {"cuda", "compile", "checkpoint_every", "data_dir", "resume", "tensorboard"}
 START = {"done": 0, "loss": 0.0}  # of an epoch: batches behind us, sum of their losses
 
 
@@ -307,6 +307,7 @@ def get_parser():
     group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
     group.add_argument("--resume", metavar="RUN", help="go on from a run's last checkpoint")
     group.add_argument("--checkpoint-every", type=some, default=1, help="epochs per checkpoint")
+    group.add_argument("--tensorboard", action="store_true", help="show it while it goes on")
     group.add_argument("--dry-run", action="store_true", help="one batch: does everything work?")
     return parser
 # fmt: on
@@ -365,7 +366,7 @@ def main(argv=None):
         raise UserError(f"{len(images)} images don't fill one batch: lower --batch-size")
     mean, std = describe_pixels(images)
 
-    folder = open_run(SCRIPT, args.out, args.resume)
+    folder = open_run(SCRIPT, args.out, args.resume, args.tensorboard)
     network = make_network(images.shape[1], len(names), args.width)
     # Channels last: the layout in which convolutions and BatchNorm are fastest.
     network.to(device, memory_format=torch.channels_last)

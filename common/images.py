@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from common.run import replacing
+from common.watch import show_picture
 
 
 def to_grid(images, columns, scale=2, gap=2):
@@ -53,6 +54,7 @@ def save_png(path, picture):
     """
     with replacing(path) as part:
         Image.fromarray(picture).save(part)
+    show_picture(path, picture)
 
 
 def save_gif(path, frames, seconds=12):

@@ -21,6 +21,7 @@ import torchvision
 
 from common.device import combine, describe_device, is_first, share_from_first
 from common.errors import UserError
+from common.watch import show_rows, watch
 
 try:
     import fcntl
@@ -28,12 +29,13 @@ except ImportError:  # Windows: no advisory locks, so two runs in one folder go 
     fcntl = None
 
 
-def open_run(script, out=None, resume=None):
+def open_run(script, out=None, resume=None, tensorboard=False):
     """Make the run folder, or take up an existing one, and lock it; rank 0 does so for all.
 
     :param str script: name of the script, without .py
     :param str out: the folder asked for; None for runs/SCRIPT/DATE-TIME
     :param str resume: the run to go on with, its folder or its checkpoint; ``out`` is then ignored
+    :param bool tensorboard: show it in TensorBoard while it goes on
     :return: the folder
     :rtype: pathlib.Path
     :raises UserError: if it isn't empty (and not resumed), can't be made, or is in use
@@ -73,6 +75,8 @@ def open_run(script, out=None, resume=None):
     for file in folder.rglob(".*"):  # what a killed process was just writing
         if PART.fullmatch(file.name):
             file.unlink(missing_ok=True)
+    if tensorboard:
+        watch(folder)
     print(f"run      {folder}", flush=True)
     return share_from_first(folder)
 
@@ -167,6 +171,7 @@ def write_csv(path, rows):
         writer = csv.DictWriter(file, fieldnames=list(header))
         writer.writeheader()
         writer.writerows(rows)
+    show_rows(path.parent, rows)
 
 
 class Stop:
