@@ -42,7 +42,7 @@ def fold(network, example):
     for relu in [m for m in folded.modules() if type(m) in LIMITS]:
         norm = next((n for n, tail in tails.items() if relu is tail), None) or feeds.get(relu)
         layer = sources.get(norm, norm)
-        if type(layer) is nn.Conv2d and layer.padding_mode == "zeros":
+        if is_plain(layer):
             tails[relu], tails[layer] = nn.Identity(), ConvReLU(layer, type(relu)())
     for norm, tail in tails.items():
         tails[norm] = tails.get(tail, tail)  # a tail that has itself been folded
@@ -63,6 +63,13 @@ def can_absorb(layer, norm):
         and not (is_parametrized(layer) or layer._forward_pre_hooks or layer._forward_hooks)
         and len(layer.weight) == norm.num_features
     )
+
+
+def is_plain(layer):
+    """Tell whether a layer is nn.Conv2d or timm's Conv2dSame, and pads with zeros."""
+    if type(layer).__name__ == "Conv2dSame":
+        return layer.dilation == (1, 1)
+    return type(layer) is nn.Conv2d and layer.padding_mode == "zeros"
 
 
 @torch.no_grad()
@@ -159,8 +166,30 @@ class ConvReLU(nn.Module):
         if not fast:
             return self.relu(self.conv(x))
         conv = self.conv
-        how = list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups
-        return FusedConvReLU.apply(x, conv.weight, conv.bias, how, LIMITS[type(self.relu)])
+        weight, padding = conv.weight, conv.padding
+        if type(conv) is not nn.Conv2d:
+            weight, padding = pad_both_sides(conv, x.shape[2:])
+        how = list(conv.stride), list(padding), list(conv.dilation), conv.groups
+        return FusedConvReLU.apply(x, weight, conv.bias, how, LIMITS[type(self.relu)])
+
+
+def pad_both_sides(conv, size):
+    """Turn timm's Conv2dSame into a convolution that pads both sides alike.
+
+    As TensorFlow does, it pads the right and lower side one pixel more if it must, in a copy of its
+    input. One more zero at the left and upper side of the kernel does the same without the copy.
+
+    :param torch.nn.Conv2d conv: a Conv2dSame
+    :param torch.Size size: (H, W) of its input
+    :return: its weight, (out, in, kh, kw) or one more, and its padding (h, w)
+    :rtype: tuple[torch.Tensor, list[int]]
+    """
+    padding, more = [], []
+    for n, k, stride in zip(size, conv.kernel_size, conv.stride, strict=True):
+        total = max((-(-n // stride) - 1) * stride + k - n, 0)
+        padding.append(total - total // 2)
+        more = [total % 2, 0, *more]  # F.pad begins with the last axis
+    return nn.functional.pad(conv.weight, more), padding
 
 
 class FusedConvReLU(torch.autograd.Function):
@@ -185,7 +214,8 @@ class FusedConvReLU(torch.autograd.Function):
         weight, y = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.how
         grad = torch.ops.aten.hardtanh_backward(grad, y, 0.0, ctx.limit)
-        like = grad.new_empty(1).expand(ctx.shape)  # only its shape is read
+        # Only its shape and layout are read; another layout would cost copies.
+        like = torch.empty(ctx.shape, memory_format=torch.channels_last)
         grad, _, _ = torch.ops.aten.convolution_backward(
             grad, like, weight, None, stride, padding, dilation, False, [0, 0], groups,
             [True, False, False],

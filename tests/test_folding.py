@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
@@ -339,3 +340,18 @@ def test_conv_relu_in_other_precisions(fused, dtype):
     """What oneDNN's short way is not made for goes the long way."""
     x = torch.randn(1, 3, 8, 8, dtype=dtype)
     torch.testing.assert_close(fused[0].to(dtype)(x), fused[1].to(dtype)(x))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 9), (8, 9), (9, 10)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (5, 3), (2, 1), (1, 2)])
+def test_timm_pads_one_side_more_at_any_size(kernel, stride, size):
+    torch.manual_seed(0)
+    conv = Conv2dSame(3, 4, kernel, stride)
+    plain = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU6(), nn.Conv2d(4, 1, 1))
+    folded = fold(randomise(plain), torch.rand(1, 3, 8, 8)).requires_grad_(False)
+    assert count(folded, ConvReLU) == 1
+    x = torch.rand(2, 3, *size, requires_grad=True)
+    wanted, got = plain(x), folded(x)
+    assert torch.allclose(got, wanted, atol=1e-5)
+    (wanted,), (got,) = (torch.autograd.grad(y.square().sum(), x) for y in (wanted, got))
+    assert torch.allclose(got, wanted, atol=1e-4)
