@@ -204,7 +204,7 @@ METHODS = {
     "Guided Backpropagation": plain(guided_backprop),
     "Guided Backpropagation, smooth": smooth(guided_backprop),
     "perturbation, deletion": perturbation("--regularizer", "tv", "--game", "deletion"),
-    "perturbation, areas": perturbation("--regularizer", "area"),
+    "perturbation, areas": perturbation("--regularizer", "area", "--game", "deletion"),
     "perturbation, nested": perturbation(),
     "Grad-CAM": grad_cam,
     "RISE": rise,

@@ -97,15 +97,16 @@ def level_sets(values, areas):
 
 
 class Draw(NamedTuple):
-    """What is random in a step. The same for all photos, so that a batch changes no result.
+    """What differs from step to step. The same for all photos, so that a batch changes no result.
 
     ``shifts`` of the photo under the mask, [down, across] for each of P pictures; ``areas``, (P,);
-    ``noise``, (P, C, H, W), or of one pixel where there is none.
+    ``noise``, (P, C, H, W), or of one pixel; ``progress``, 1 in the last step.
     """
 
     shifts: list
     areas: torch.Tensor
     noise: torch.Tensor
+    progress: float = 1.0
 
 
 class Game:
@@ -124,9 +125,11 @@ class Game:
     def __init__(self, network, x, reference, target, args):
         self.network, self.x, self.reference, self.target = network, x, reference, target
         self.args, self.size, both = args, x.shape[-1], args.game == "both"
-        self.areas = torch.tensor(args.areas, device=x.device)
-        self.masks = len(args.areas) if args.regularizer == "area" else 1
-        count = self.masks * (1 + both) if args.regularizer == "area" else args.pictures
+        self.areas, fixed = torch.tensor(args.areas, device=x.device), args.regularizer == "area"
+        args.iterations = args.iterations or (80 if fixed else 25)
+        args.lr = args.lr or (0.5 if fixed else 3.0)
+        self.masks = len(args.areas) if fixed else 1
+        count = self.masks * (1 + both) if fixed else args.pictures
         self.keeps = torch.full((count,), args.game == "preservation", device=x.device)
         self.keeps[1::2] |= both
         self.jitter = max(1, round(args.jitter * self.size / 224))
@@ -137,12 +140,8 @@ class Game:
         side = self.args.mask_size
         return torch.zeros(len(self.x), self.masks, side, side, device=self.x.device)
 
-    def draw(self, rng):
-        """Draw what is random in a step.
-
-        :param torch.Generator rng: where from
-        :rtype: Draw
-        """
+    def draw(self, rng, progress=1.0):
+        """Draw what is random in a step, a :class:`Draw`."""
         on, count = {"generator": rng, "device": rng.device}, len(self.keeps)
         shifts = torch.randint(self.jitter, (count, 2), **on).tolist()
         # Small and large areas have their turn in every step, and in both games.
@@ -151,7 +150,7 @@ class Game:
         low, high = self.areas.log()[[0, -1]]
         areas = (low + (high - low) * place / (count + count % turns)).exp()
         shape = (count, *self.x.shape[1:]) if self.args.image_noise else (count, 1, 1, 1)
-        return Draw(shifts, areas, torch.randn(shape, **on) * self.args.image_noise)
+        return Draw(shifts, areas, torch.randn(shape, **on) * self.args.image_noise, progress)
 
     def regions(self, theta, areas):
         """Turn parameters into regions.
@@ -181,13 +180,7 @@ class Game:
         return torch.lerp(reference, x, m[:, :, None]) + draw.noise
 
     def objective(self, theta, draw):
-        """Compute what is minimised.
-
-        :param torch.Tensor theta: (N, K, s, s)
-        :param Draw draw: as from :meth:`draw`
-        :return: of each photo, (N,)
-        :rtype: torch.Tensor
-        """
+        """Compute what is minimised, from theta, (N, K, s, s), for each photo, (N,)."""
         args, count = self.args, len(self.keeps)
         found = self.regions(theta, draw.areas)
         u = found.repeat_interleave(count // found.shape[1], 1)  # (N, P, s, s)
@@ -196,7 +189,9 @@ class Game:
         score = class_score(self.network(z), self.target.repeat_interleave(count), args.score)
         value = (score.view(-1, count) * (1 - 2.0 * self.keeps)).mean(1)
         if args.regularizer == "area":
-            value = value + args.area_weight * area_penalty(found, self.areas).mean(1)
+            # Masks of the right area from the start never find the class: it comes to count.
+            weight = args.area_weight * draw.progress**2
+            value = value + weight * area_penalty(found, self.areas).mean(1)
         if args.regularizer == "tv":
             smooth = total_variation(found, args.beta)
             value = value + (args.l1 * found.mean((2, 3)) + args.l2 * smooth)[:, 0]
@@ -217,8 +212,8 @@ def optimise(game, theta, args, rng):
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, args.iterations)
     lbfgs, history, evaluations = args.optimizer == "lbfgs", [], 0
     still = torch.zeros(len(theta), dtype=torch.bool)
-    for _ in range(args.iterations):
-        draw, before, values = game.draw(rng), theta.detach().clone(), []
+    for step in range(1, args.iterations + 1):
+        draw, before, values = game.draw(rng, step / args.iterations), theta.detach().clone(), []
 
         def closure(draw=draw, values=values):
             theta.grad = None
@@ -381,10 +376,10 @@ def get_parser():
     group = parser.add_argument_group("optimisation")
     group.add_argument("--optimizer", default="adam", choices=("adam", "lbfgs"), help=(
         "lbfgs: with a line search, random draws fixed within a step"))
-    group.add_argument("--iterations", type=some, default=25, help="steps")
+    group.add_argument("--iterations", type=some, help="steps; 25, area: 80")
     group.add_argument("--inner", type=some, default=5, help="lbfgs: iterations in a step")
     group.add_argument("--pictures", type=number(int, 2), default=4, help="pictures in a step")
-    group.add_argument("--lr", type=number(float, 1e-12), default=3.0, help="of adam, at first")
+    group.add_argument("--lr", type=number(float, 1e-12), help="of adam, at first; 3, area: 0.5")
     group.add_argument("--tolerance", type=weight, default=0.0, help=(
         "stop when ten steps have changed the objective by less than this part of it"))
     group.add_argument("--batch", type=some, default=1, help="photos at once")

@@ -231,7 +231,7 @@ def test_the_square_is_found(game, regularizer):
     if regularizer == "tv":
         options += ["--l1", "1", "--l2", "0", "--lr", "0.5", "--iterations", "80"]
     if regularizer == "area":
-        options += ["--areas", "0.14", "--iterations", "80", "--lr", "0.3", "--area-weight", "3"]
+        options += ["--areas", "0.14", "--iterations", "80", "--lr", "0.5"]
     game, theta, _ = play(arguments(*options))
     truth = (SQUARE[1].stop - SQUARE[1].start) ** 2 / SIZE**2
     u = enlarge(game.regions(theta, torch.tensor([truth]))[0, 0], SIZE)
