@@ -66,6 +66,7 @@ def fork(function, log):
     code = 99
     try:
         sys.stdout = sys.stderr = open(log, "w")  # noqa: SIM115 (closed with the process)
+        os.dup2(sys.stderr.fileno(), 2)  # libtiff writes of its own accord
         code = exit_code(function)
     except BaseException:
         traceback.print_exc()
@@ -142,42 +143,50 @@ def kill_trainings(work, script, kills, rng):
         code = wait(fork(lambda: script.main([*options, "--out", str(whole)]), work / "log"))
         assert code == 0, (work / "log").read_text()
     seconds, expected = time.monotonic() - began, learnt(script, whole)
-    struck, bad = Counter(), []
-    for n in range(kills):
-        run, log = work / "run", work / "log"
+    struck, bad, run, log = Counter(), [], work / "run", work / "log"
+
+    def go_on():  # or begin, where there is nothing to go on with
+        saved = (run / "checkpoint.pt").exists()
+        argv = ["--resume", str(run)] if saved else [*options, "--out", str(run)]
+        return fork(lambda: script.main(argv), log)
+
+    n = 0
+    while n < kills:
         shutil.rmtree(run, ignore_errors=True)
-        times, name = 1 + (n % 3 == 0), f"{script.SCRIPT}, kill {n}"
-        for again in range(times + 1):
-            saved = (run / "checkpoint.pt").exists()
-            argv = ["--resume", str(run)] if saved else [*options, "--out", str(run)]
-            child = fork(lambda argv=argv: script.main(argv), log)
-            if again == times:
-                break
-            time.sleep(rng.uniform(0, seconds) / (again + 1))
-            os.kill(child, signal.SIGKILL)
-            code = wait(child)
-            parts = [f.name for f in run.rglob(".*.part*")] if run.exists() else []
-            done = "after the end" if code == 0 else "before the first checkpoint"
-            kind = {".pt": "writing a checkpoint", ".gif": "writing the GIF",
-                    ".png": "writing a picture"}  # fmt: skip
-            if parts:
-                struck[kind.get(Path(parts[0]).suffix, "writing a table")] += 1
-            elif code == 0 or not (run / "checkpoint.pt").exists():
-                struck[done] += 1
-            else:
-                struck["between two files"] += 1
-            for file in run.rglob("[!.]*.pt"):
-                try:
-                    load_checkpoint(file, script.SCRIPT)
-                except UserError as error:
-                    bad.append(f"{name}: {error}")
-        if wait(child) != 0:
+        began = time.monotonic()
+        code = wait(go_on(), rng.uniform(0, seconds))
+        if code == 0:  # it was quicker than the kill, which then doesn't count
+            seconds = min(seconds, max(0.1, time.monotonic() - began))
+            continue
+        struck[moment(run)] += 1
+        if n % 3 == 0 and code == -signal.SIGKILL:
+            code = wait(go_on(), rng.uniform(0, seconds))
+            struck["a second time"] += code != 0
+        name, n = f"{script.SCRIPT}, kill {n}", n + 1
+        if code not in (0, -signal.SIGKILL):
+            bad.append(f"{name}: exit code {code}: {log.read_text()[-300:]}")
+        for file in run.rglob("[!.]*.pt"):
+            try:
+                load_checkpoint(file, script.SCRIPT)
+            except UserError as error:
+                bad.append(f"{name}: {error}")
+        if wait(go_on()) != 0:
             bad.append(f"{name}: {log.read_text()[-300:]}")
         elif not same(learnt(script, run), expected):
             bad.append(f"{name}: other weights")
         elif list(run.rglob("*.part*")):
             bad.append(f"{name}: half a file is left")
     return struck, bad
+
+
+def moment(run):
+    """Tell from what is in a run folder what its process was doing when it was killed."""
+    kinds = {".pt": "in a checkpoint", ".gif": "in the GIF", ".png": "in a picture"}
+    parts = list(run.rglob(".*.part*"))
+    if parts:
+        return kinds.get(parts[0].suffix, "in a table")
+    saved = (run / "checkpoint.pt").exists()
+    return "between two files" if saved else "before the first checkpoint"
 
 
 def fill_disks(work, sizes):
@@ -471,6 +480,7 @@ def explain_many(work, script, count, options, rng):
         code = os.waitstatus_to_exitcode(ended[1])
         if code != (-signal.SIGKILL if half else 1):
             bad.append(f"{name}: exit code {code}: {(work / 'log').read_text()[-300:]}")
+            return bad, {"MiB_early": 0, "MiB_late": 0, "photos": count}
     found = json.loads((run / "metrics.json").read_text())
     if len(found["images"]) != count - 1 or len(found["failed"]) != 1:
         bad.append(f"{name}: {len(found['images'])} photos, {len(found['failed'])} failures")
