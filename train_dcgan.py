@@ -18,7 +18,8 @@ makes them better is measured in benchmarks/README.md.
 On two CPU cores an epoch of MNIST takes two minutes; most digits can be read after three epochs.
 
 Differences from the paper: 28 x 28 pixels, hence linear layers up to 5 x 5 and other kernels;
-sigmoid and [0, 1] in place of tanh and [-1, 1]; normal z (--latent uniform for the paper's);
+sigmoid and [0, 1] in place of tanh and [-1, 1], the first drawings as bright as the data; normal
+z (--latent uniform for the paper's); a larger learning rate and smaller batches than the paper's;
 samples come from a moving average of G's weights (--ema 0 turns it off).
 """
 
@@ -33,7 +34,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
-from common.checkpoint import load_checkpoint, resume_args, save_checkpoint
+from common.checkpoint import load_checkpoint, restore, resume_args, save_checkpoint
 from common.data import EMNIST_SPLITS, NAMES, load_dataset
 from common.device import average_gradients, average_over_ranks, is_first, make_rng, ranks, set_up
 from common.errors import Interrupted, UserError, exit_code, make_parser, number
@@ -47,7 +48,7 @@ SIDE = 28  # pixels
 COLUMNS = ("d_loss", "g_loss", "d_real", "d_fake")
 # What --resume may change: nothing here touches what the run has already learnt.
 FREE = {"epochs", "cuda", "compile", "fid", "gif_every", "checkpoint_every", "data_dir", "resume",
-        "n"}  # fmt: skip
+        "n", "tensorboard"}  # fmt: skip
 START = {"done": 0, "totals": [0.0] * 4}  # of an epoch: batches behind us, sums over them
 
 
@@ -110,6 +111,12 @@ def init_weights(module):
             nn.init.zeros_(module.bias)
     elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+@torch.no_grad()
+def init_output(generator, images):
+    """Let drawings begin as bright as the data, uint8: from mid-grey, some seeds never recover."""
+    generator[-2].bias.fill_(torch.logit(images.float().mean() / 255, eps=1e-3))
 
 
 # --------------------------------------------------------------------------------------- method
@@ -220,8 +227,6 @@ def test(ema, z, latent, epoch):
 
     :param torch.nn.Module ema: the generator to look at
     :param torch.Tensor z: the fixed noise, (64, z_dim)
-    :param str latent: as in :func:`draw_z`
-    :param int epoch: for the caption
     :return: the picture, uint8, (H, W, 3)
     :rtype: numpy.ndarray
     """
@@ -237,26 +242,19 @@ def load_data(args, train=True):
 
 
 def score(ema, judge, args):
-    """Score a generator, on the same noise each time; the noise is of no other use.
-
-    :rtype: dict
-    """
+    """Score a generator, on the same noise each time; the noise is of no other use."""
     rng = make_rng("cpu", args.seed, 0)  # training's begin with epoch 1
     return judge.score(draw(ema, draw_z(judge.samples, args.z_dim, args.latent, rng)))
 
 
 def sample(args, argv):
-    """Draw ``args.n`` pictures from the run ``args.sample``, without training.
-
-    :return: what metrics.json holds
-    :rtype: dict
-    """
+    """Draw ``args.n`` pictures from the run ``args.sample``, without training."""
     state, started = load_checkpoint(args.sample, SCRIPT), time.time()
     typed = FREE | {"sample", "out", "seed"}  # the rest is the run's own
     vars(args).update({k: v for k, v in state["args"].items() if k not in typed})
     device = set_up(args.cuda, args.seed)
     ema = Generator(args.z_dim, state["shape"][1], args.width, args.linear_bn)
-    ema.to(device, memory_format=torch.channels_last).load_state_dict(state["ema"])
+    restore({"ema": ema.to(device, memory_format=torch.channels_last)}, state)
     judge = args.fid and make_judge(args.fid, load_data(args), load_data(args, False), device)
     fid = judge and judge.report(score(ema, judge, args))
     folder = open_run(SCRIPT, args.out)
@@ -279,7 +277,7 @@ def make_optimizer(model, args):
     if args.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), args.lr or 0.01, momentum=0.9, nesterov=True)
     # Fused: one pass over the weights instead of a dozen, on a CPU too.
-    return torch.optim.Adam(model.parameters(), args.lr or 2e-4, (args.beta1, 0.999), fused=True)
+    return torch.optim.Adam(model.parameters(), args.lr or 1e-3, (args.beta1, 0.999), fused=True)
 
 
 # fmt: off
@@ -304,10 +302,10 @@ def get_parser():
                        help="BatchNorm after the linear layers; without it G collapses")
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=some, default=20, help="passes over the data")
-    group.add_argument("--batch-size", type=number(int, 2), default=128, help="of each process")
+    group.add_argument("--batch-size", type=number(int, 2), default=64, help="of each process")
     group.add_argument("--optimizer", default="adam", choices=("adam", "sgd"),
                        help="adam, or SGD with Nesterov momentum 0.9")
-    group.add_argument("--lr", type=positive, help="learning rate; 2e-4 for adam, 0.01 for sgd")
+    group.add_argument("--lr", type=positive, help="learning rate; 1e-3 for adam, 0.01 for sgd")
     group.add_argument("--beta1", type=number(float, 0, 0.999), default=0.5, help="Adam's momentum")
     group.add_argument("--ema", type=number(float, 0, 0.99999), default=0.999,
                        help="decay of the moving average of G that is sampled; 0 for G itself")
@@ -326,6 +324,7 @@ def get_parser():
         "score 10,000 samples each epoch, or with --sample; a checkpoint of train_classifier.py"))
     group.add_argument("--gif-every", type=some, default=1, help="epochs from frame to frame")
     group.add_argument("--checkpoint-every", type=some, default=1, help="epochs per checkpoint")
+    group.add_argument("--tensorboard", action="store_true", help="show it while it goes on")
     group.add_argument("--dry-run", action="store_true", help="one batch: does everything work?")
     return parser
 # fmt: on
@@ -350,8 +349,7 @@ def main(argv=None):
         args.epochs, args.batch_size, args.glyphs = 1, min(args.batch_size, 16), 64
         args.dataset = "glyphs" if args.dataset == "auto" else args.dataset
 
-    device = set_up(args.cuda, args.seed)
-    _, world = ranks()
+    device, world = set_up(args.cuda, args.seed), ranks()[1]
     say = print if is_first() else lambda *_, **__: None
     data = load_data(args)
     args.dataset = data.name  # "auto" is decided once: a resumed run must find the same data
@@ -364,11 +362,12 @@ def main(argv=None):
     for network in (generator, discriminator):
         # Channels last: the layout in which convolutions and BatchNorm are fastest.
         network.apply(init_weights).to(device, memory_format=torch.channels_last)
+    init_output(generator, images)
     ema = copy.deepcopy(generator)
     judge = args.fid and make_judge(args.fid, data, load_data(args, False), device,
                                     args.dry_run, state and state.get("floor"))  # fmt: skip
     ceiling = judge and score(ema, judge, args)  # of the untrained generator
-    folder = open_run(SCRIPT, args.out, args.resume)
+    folder = open_run(SCRIPT, args.out, args.resume, args.tensorboard)
     g_optimizer, d_optimizer = make_optimizer(generator, args), make_optimizer(discriminator, args)
     parts = {"generator": generator, "discriminator": discriminator, "ema": ema,
              "g_optimizer": g_optimizer, "d_optimizer": d_optimizer}  # fmt: skip
@@ -376,8 +375,7 @@ def main(argv=None):
     if state:
         if state["shape"] != list(images.shape):
             raise UserError(f"{args.data_dir} holds other data than the run was trained on")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        restore(parts, state)
         epoch, history, progress = state["epoch"], state["history"], state["progress"]
         started -= state["seconds"]
         if epoch > args.epochs + 1:
@@ -401,13 +399,14 @@ def main(argv=None):
             state |= {"script": SCRIPT, "args": vars(args), "shape": list(images.shape)}
             state |= {"epoch": epoch, "history": history, "progress": progress, "world": world}
             state |= {"seconds": time.time() - started, "floor": judge and judge.floor["fid"]}
-            save_checkpoint(folder / "checkpoint.pt", state)
             write_csv(folder / "metrics.csv", history)
+            save_checkpoint(folder / "checkpoint.pt", state)
 
     with watching_signals() as stop:
         if not state:
+            save()  # from here on a run that is killed can be resumed
+        if epoch == 1 and not progress["done"]:
             look(0)
-            save()
         while epoch <= args.epochs and not stop():
             before, began = progress["done"], time.time()
             train(*networks, ema, g_optimizer, d_optimizer, images, args, stop, progress, epoch)

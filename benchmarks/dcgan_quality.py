@@ -40,8 +40,9 @@ RECIPES = {
 POINTS = 8  # how often a run is scored
 
 
-def make_networks(recipe, width, channels):
-    """Build G and D with the initial weights of a recipe."""
+def make_networks(recipe, width, images):
+    """Build G and D with the initial weights of a recipe, for images, uint8, (N, C, 28, 28)."""
+    channels = images.shape[1]
     generator = train_dcgan.Generator(channels=channels, width=width)
     discriminator = train_dcgan.Discriminator(channels, width)
     if recipe == "post":
@@ -51,6 +52,8 @@ def make_networks(recipe, width, channels):
     else:
         generator.apply(train_dcgan.init_weights)
         discriminator.apply(train_dcgan.init_weights)
+    if recipe not in ("post", "examples"):
+        train_dcgan.init_output(generator, images)
     return (n.to(memory_format=torch.channels_last) for n in (generator, discriminator))
 
 
@@ -64,7 +67,7 @@ def measure(recipe, args, data, judge, device, images):
     """
     torch.manual_seed(args.seed)
     generator, discriminator = (
-        n.to(device) for n in make_networks(recipe, args.width, data.images.shape[1])
+        n.to(device) for n in make_networks(recipe, args.width, data.images)
     )
     ema = copy.deepcopy(generator)
     optimizers = [train_dcgan.make_optimizer(n, args) for n in (generator, discriminator)]

@@ -60,11 +60,13 @@ def test_scoring_in_between_changes_nothing(data, monkeypatch):
     assert torch.equal(often.seen[-1], once.seen[-1])
 
 
-def test_recipes_differ_as_they_say():
-    """The post's D has plain ReLUs and PyTorch's initial weights; the flags of all parse."""
+def test_recipes_differ_as_they_say(data):
+    """Only the post's D has plain ReLUs and PyTorch's initial weights; only ours starts bright."""
     for recipe, flags in dcgan_quality.RECIPES.items():
         train_dcgan.get_parser().parse_args(flags.split())
-        _, discriminator = dcgan_quality.make_networks(recipe, 0.5, 1)
+        generator, discriminator = dcgan_quality.make_networks(recipe, 0.5, data.images // 4)
+        drawn = generator(torch.randn(64, 100)).mean().item()
+        assert (abs(drawn - 0.125) < 0.02) == (recipe == "ours")
         slopes = {m.negative_slope for m in discriminator.modules() if type(m) is nn.LeakyReLU}
         assert slopes == ({0.0} if recipe == "post" else {0.2})
         assert (discriminator[4].weight.std().item() < 0.019) == (recipe == "post")

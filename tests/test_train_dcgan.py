@@ -152,6 +152,17 @@ def test_init_weights_is_the_papers():
     assert network[0][0].bias.abs().max() == 0
 
 
+def test_drawings_begin_as_bright_as_the_data():
+    """The bias of G's last layer is the logit of the mean pixel; black data are no infinity."""
+    torch.manual_seed(0)
+    generator = train_dcgan.Generator(channels=3, width=0.25).apply(train_dcgan.init_weights)
+    for level in (26, 204, 0):
+        train_dcgan.init_output(generator, torch.full((9, 3, 28, 28), level, dtype=torch.uint8))
+        drawn = generator(torch.randn(32, 100)).mean().item()
+        assert drawn == pytest.approx(level / 255, abs=0.01)
+        assert torch.isfinite(generator[-2].bias).all()
+
+
 # --------------------------------------------------------------------------------------- method
 
 
