@@ -28,6 +28,7 @@ import statistics
 import sys
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -156,55 +157,38 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def serve(pipe, side, photo, with_set_up):
-    """Compute what is asked for, until the other end is closed."""
-    if with_set_up:
-        with contextlib.redirect_stdout(io.StringIO()):
-            set_up(False, seed=0)
-    side = side(photo)
-    pipe.send(peak())
-    with contextlib.suppress(EOFError):
-        while True:
-            method, args, options, noise = pipe.recv()
-            with our_noise(side.x.shape[1:]) if noise else contextlib.nullcontext():
-                started = time.perf_counter()
-                found = getattr(side, method)(*args, **options)
-                seconds = time.perf_counter() - started
-            pipe.send((seconds, found.numpy(), peak()))
-
-
-class Worker:
-    """One side in a fresh process, with nothing of this one.
+def open_worker(side, args):
+    """Start a fresh process, with nothing of this one, for one side.
 
     :param type side: Ours, Captum or Pair
     :param argparse.Namespace args: the photo, and whether peers get our set_up()
     """
+    with_set_up = side is Ours or args.set_up_peers
+    return ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), start, (side, args.image, with_set_up)
+    )
 
-    def __init__(self, side, args):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        with_set_up = side is Ours or args.set_up_peers
-        self.process = context.Process(
-            target=serve, args=(theirs, side, args.image, with_set_up), daemon=True
-        )
-        self.process.start()
-        theirs.close()  # so that a process that dies is noticed
-        self.loaded = self.pipe.recv()  # its peak memory before it computes anything
 
-    def run(self, method, *args, noise=False, **options):
-        """Call a method there.
+def start(side, photo, with_set_up):
+    """Load everything, in the new process."""
+    global SIDE
+    if with_set_up:
+        with contextlib.redirect_stdout(io.StringIO()):
+            set_up(False, seed=0)
+    SIDE = side(photo)
 
-        :param bool noise: whether to draw our noise
-        :return: its seconds, its map, the process's peak memory in MB
-        :rtype: tuple[float, numpy.ndarray, float]
-        """
-        self.pipe.send((method, args, options, noise))
-        return self.pipe.recv()
 
-    def close(self):
-        """End the process."""
-        self.pipe.close()
-        self.process.join()
+def call(method, *args, noise=False, **options):
+    """Call a method of the side, in its process.
+
+    :param bool noise: whether to draw our noise
+    :return: the seconds, the map, the process's peak memory in MB
+    :rtype: tuple[float, numpy.ndarray, float]
+    """
+    with our_noise(SIDE.x.shape[1:]) if noise else contextlib.nullcontext():
+        started = time.perf_counter()
+        found = getattr(SIDE, method)(*args, **options)
+        return time.perf_counter() - started, found.numpy(), peak()
 
 
 # ------------------------------------------------------------------------------ what is measured
@@ -222,14 +206,13 @@ def measure_memory(args):
         (Ours, 50, ()), (Ours, n, ()), (Ours, args.most_samples, ()),
         (Captum, n, ()), (Captum, n, (10,)), (Pair, n, ()),
     ):  # fmt: skip
-        worker = Worker(side, args)
-        end = worker.run("smoothgrad", count, *at_once)[2]
-        worker.close()
+        with open_worker(side, args) as worker:
+            loaded = worker.submit(peak).result()
+            end = worker.submit(call, "smoothgrad", count, *at_once).result()[2]
         name = side.__name__.lower() + "".join(f", {k} at once" for k in at_once)
-        increase = end - worker.loaded
-        print(f"{f'{name}, n = {count}':34s} {worker.loaded:7,.0f} {end:11,.0f} {increase:9,.0f}")
+        print(f"{f'{name}, n = {count}':34s} {loaded:7,.0f} {end:11,.0f} {end - loaded:9,.0f}")
         key = f"mb_{name}_{count}".replace(", ", "_").replace(" ", "_")
-        result |= {key: round(end), f"{key}_increase": round(increase)}
+        result |= {key: round(end), f"{key}_increase": round(end - loaded)}
     return result
 
 
@@ -240,23 +223,26 @@ def compare_maps(workers, n):
     :rtype: dict
     """
     ours, captum, pair = workers
-    maps = {
-        "captum, Saliency(abs=True)": (captum, {"at_once": 10}, "abs", "logit"),
-        "captum, Saliency(abs=False)": (captum, {"at_once": 10, "abs": False}, "signed", "logit"),
-        "captum, vargrad": (
-            captum, {"at_once": 10, "abs": False, "kind": "vargrad"}, "variance", "logit"),
-        "PAIR": (pair, {}, "squared", "probability"),
+    chunks = {"at_once": 10}
+    signed = {"at_once": 10, "abs": False}
+    smooth = ("smoothgrad", n)
+    pairs = {
+        "captum, abs=True = --reduce abs": ((captum, smooth, chunks), (*smooth, "abs")),
+        "captum, abs=False = --reduce signed": ((captum, smooth, signed), (*smooth, "signed")),
+        "captum, vargrad = --reduce variance": (
+            (captum, smooth, signed | {"kind": "vargrad"}), (*smooth, "variance")),
+        "PAIR = --reduce squared --score probability": (
+            (pair, smooth, {}), (*smooth, "squared", "probability")),
+        "captum, IntegratedGradients = --method integrated": (
+            (captum, ("integrated", CHUNK), {}), ("integrated",)),
     }  # fmt: skip
-    found = {}
-    for name, (peer, options, *ours_is) in maps.items():
-        theirs = peer.run("smoothgrad", n, noise=True, **options)[1]
-        found[f"{name} = --reduce {ours_is[0]}"] = theirs, ours.run("smoothgrad", n, *ours_is)[1]
-    name = "captum, IntegratedGradients = --method integrated"
-    found[name] = captum.run("integrated", CHUNK)[1], ours.run("integrated")[1]
     print("\ncorrelation with ours, the noise being the same")
-    found = {k: float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for k, (a, b) in found.items()}
-    for name, r in found.items():
-        print(f"{name:52s} {r:.7f}")
+    found = {}
+    for name, ((peer, args, options), same) in pairs.items():
+        a = peer.submit(call, *args, noise=True, **options).result()[1]
+        b = ours.submit(call, *same).result()[1]
+        found[name] = float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+        print(f"{name:52s} {found[name]:.7f}")
     if not min(found.values()) >= EQUAL:
         sys.exit(f"the maps differ: r is {min(found.values())}, not {EQUAL} or more")
     return {"r_min": round(min(found.values()), 7)}
@@ -310,10 +296,10 @@ def measure_time(workers, args):
     }
     seconds = {name: [] for name in calls}
     for turn in range(args.rounds + 1):
-        for name, (worker, *call) in calls.items():
-            time_taken = worker.run(*call)[0]
+        for name, (worker, *how) in calls.items():
+            taken = worker.submit(call, *how).result()[0]
             if turn:  # the first warms up: memory, kernels
-                seconds[name].append(time_taken)
+                seconds[name].append(taken)
 
     def spread(values):
         return f"({min(values):.2f} - {max(values):.2f})"
@@ -357,11 +343,13 @@ def main():
     print(torch.get_num_threads(), "threads")
     if "memory" in args.parts:  # first, as a new process may start with the peak of its parent
         result |= measure_memory(args)
-    workers = [Worker(side, args) for side in (Ours, Captum, Pair)]
+    workers = [open_worker(side, args) for side in (Ours, Captum, Pair)]
     if "maps" in args.parts:
         result |= compare_maps(workers, args.samples) | compare_guided(args)
     if "time" in args.parts:
         result |= measure_time(workers, args)
+    for worker in workers:
+        worker.shutdown()
     print("RESULT", json.dumps(result))
 
 
