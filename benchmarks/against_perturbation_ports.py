@@ -90,9 +90,9 @@ class PortGame(explain_perturb.Game):
 
     std = 128 / 255  # of the classifier's normalisation, in whose units the noise is
 
-    def draw(self, rng):
+    def draw(self, rng, progress=1.0):
         """Draw noise in the first channel alone."""
-        draw = super().draw(rng)
+        draw = super().draw(rng, progress)
         noise = torch.zeros(len(self.keeps), *self.x.shape[1:])
         noise[:, 0] = torch.randn(noise[:, 0].shape, generator=rng) * NOISE * self.std
         return draw._replace(noise=noise)

@@ -123,12 +123,17 @@ def test_score_is_averaged_over_the_jitter():
 
 
 def test_scores():
-    """Logit, probability and its logarithm above a floor."""
+    """Logit, probability and its bounded log odds, which fall as far as they rise."""
     logits, target = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([0, 0])
     p = logits.softmax(1)[:, 0]
     assert script.class_score(logits, target, "logit").tolist() == [1, 3]
     torch.testing.assert_close(script.class_score(logits, target, "probability"), p)
-    torch.testing.assert_close(script.class_score(logits, target, "log"), (p + script.FLOOR).log())
+    odds = ((p + script.FLOOR) / (1 - p + script.FLOOR)).log()
+    torch.testing.assert_close(script.class_score(logits, target, "odds"), odds)
+    sure = torch.tensor([[6.0, 0.0]], requires_grad=True)  # a probability of 99.75 %
+    slopes = [torch.autograd.grad(script.class_score(sure, target[:1], kind), sure)[0][0, 0]
+              for kind in ("probability", "odds")]  # fmt: skip
+    assert slopes[1] > 40 * slopes[0]
 
 
 def test_references():
@@ -242,7 +247,7 @@ def test_the_area_is_met():
     """With the area constraint each mask has its area, and its values are near 0 or 1."""
     areas = ["0.1", "0.2", "0.4"]
     args = arguments("--regularizer", "area", "--areas", *areas, "--iterations", "100",
-                     "--lr", "0.3")  # fmt: skip
+                     "--lr", "0.3", "--area-weight", "3000")  # fmt: skip
     game, theta, _ = play(args)
     masks = game.regions(theta, None)
     torch.testing.assert_close(masks.mean((2, 3))[0], game.areas, atol=0.04, rtol=0)
