@@ -179,7 +179,7 @@ class Maps:
         for half in (0, 1):
             some = samples[(self.n + half) % 2 :: 2]
             for total, values in zip(self.sums[half], (some, some.abs(), some**2), strict=True):
-                total += values.sum(0, dtype=torch.float64)
+                total += values.sum(0)
             self.counts[half] += len(some)
         self.n += len(samples)
 

@@ -50,16 +50,17 @@ def set_up(cuda, seed):
 def keep_memory():
     """Keep freed memory in the process; on Linux with glibc, elsewhere nothing happens.
 
-    A step of training frees and allocates the same large tensors again. By default they go back
-    to the kernel in between, which hands them out page by page, each filled with zeros: on a CPU
-    some 5 % of the time of a step of train_dcgan.py (benchmarks/README.md).
+    A step frees and allocates the same large tensors again. By default they go back to the kernel
+    in between, which hands them out page by page, each filled with zeros: on a CPU some 5 % of the
+    time of a step of train_dcgan.py, and a third of that of smoothgrad.py, whose largest tensors
+    exceed any threshold that glibc accepts (benchmarks/README.md).
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large tensors in huge pages
     if sys.platform == "linux":
-        mmap_threshold, trim_threshold = -3, -1  # numbers from glibc's malloc.h
+        mmap_max, trim_threshold = -4, -1  # numbers from glibc's malloc.h
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(mmap_threshold, 2**25)  # the largest that glibc accepts
+            libc.mallopt(mmap_max, 0)  # no tensor gets a mapping of its own, however large
             libc.mallopt(trim_threshold, 2**31 - 1)
 
 

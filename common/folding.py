@@ -214,6 +214,14 @@ class FusedConvReLU(torch.autograd.Function):
         weight, y = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.how
         grad = torch.ops.aten.hardtanh_backward(grad, y, 0.0, ctx.limit)
+        ahead = [k - 1 - p for k, p in zip(weight.shape[2:], padding, strict=True)]
+        if max(stride + dilation) == 1 and min(ahead) >= 0 and groups > 1:
+            # The same sum as a convolution forwards, which oneDNN does faster.
+            weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(2, 3)
+            grad = torch.ops.mkldnn._convolution_pointwise(
+                grad, weight, None, ahead, stride, dilation, groups, "none", [], ""
+            )
+            return grad, None, None, None, None
         # Only its shape and layout are read; another layout would cost copies.
         like = torch.empty(ctx.shape, memory_format=torch.channels_last)
         grad, _, _ = torch.ops.aten.convolution_backward(

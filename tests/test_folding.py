@@ -136,6 +136,14 @@ FOLDED = {
         make_conv(), nn.BatchNorm2d(4), nn.ReLU(inplace=True),
         nn.Conv2d(4, 8, 3, stride=2, dilation=2, groups=4), nn.BatchNorm2d(8), nn.ReLU6(),
     ),
+    "depthwise": lambda: nn.Sequential(
+        make_conv(), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 8, (3, 5), padding=(1, 0), groups=4), nn.BatchNorm2d(8), nn.ReLU6(),
+    ),
+    "depthwise, padded by more than the kernel": lambda: nn.Sequential(
+        make_conv(), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=3, groups=4), nn.BatchNorm2d(4), nn.ReLU(),
+    ),
     "padding by name": lambda: nn.Sequential(
         nn.Conv2d(3, 4, 3, padding="same"), nn.BatchNorm2d(4), nn.ReLU()
     ),
