@@ -38,6 +38,10 @@ RECIPES = {
     "ours": "",
 }
 POINTS = 8  # how often a run is scored
+MATTERS = (  # options of train_dcgan.py that change what is trained
+    "width", "z_dim", "latent", "linear_bn", "batch_size", "optimizer", "lr", "beta1", "ema",
+    "seed", "amp",
+)  # fmt: skip
 
 
 def make_networks(recipe, width, images):
@@ -97,8 +101,8 @@ def measure_once(folder, recipe, flags, data, judge, device, images):
     """Read what :func:`measure` found with the same settings, or call it and keep what it finds."""
     args = train_dcgan.get_parser().parse_args(flags)
     optimizer = train_dcgan.make_optimizer(nn.Linear(1, 1), args).defaults
-    resolved = vars(args) | {"lr": optimizer["lr"]}
-    settings = {"args": resolved, "optimizer": optimizer, "images": images, "floor": judge.floor}
+    options = {name: getattr(args, name) for name in MATTERS} | {"lr": optimizer["lr"]}
+    settings = {"args": options, "optimizer": optimizer, "images": images, "floor": judge.floor}
     settings = json.loads(json.dumps(settings))  # as a file gives it back
     file = folder / f"{recipe.replace(' ', '')}-{args.seed}.json"
     if file.is_file():
