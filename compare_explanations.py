@@ -334,8 +334,7 @@ def explain_photo(classifier, args, folder, stop, sanity, photo, stem):
     for name in args.methods:
         if stop.signum:
             counter.remove()
-            line = f"stopped; go on with: python {SCRIPT}.py --resume {folder}"
-            raise Interrupted(line, stop.signum)
+            raise Interrupted(f"stopped; go on: python {SCRIPT}.py --resume {folder}", stop.signum)
 
         def explain(x, network=network, target=target, method=METHODS[name]):
             return method(network, x, target, make_rng(device, args.seed, 0))

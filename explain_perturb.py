@@ -50,7 +50,7 @@ from common.run import finish, open_run, watching_signals
 SCRIPT = "explain_perturb"
 FLOOR = 0.02  # of the odds: from this far from 0 or 1 on, a probability has little left to win
 PARTS = (0.8, 0.9, 0.95, 0.99)  # of the probability: the areas that take them are reported
-FREE = {"image", "cuda", "batch", "resume"}  # what --resume may change
+FREE = {"image", "cuda", "batch", "tensorboard", "resume"}  # what --resume may change
 
 
 # ------------------------------------------------------------------------------- masks and scores
@@ -307,7 +307,8 @@ def explain_group(classifier, args, folder, stop, pairs):
     game = Game(network, x, reference, target, args)
     theta, traces, frames = game.start(), [[] for _ in pairs], [[] for _ in pairs]
     steps = optimise(game, theta, args, rng)
-    for values, evaluations in tqdm(steps, total=args.iterations, leave=False, disable=None):
+    quiet = not is_first() or None  # None: off where there is no terminal
+    for values, evaluations in tqdm(steps, total=args.iterations, leave=False, disable=quiet):
         for i, value in enumerate(values.tolist()):
             traces[i].append({"evaluations": evaluations, "objective": value})
             if args.gif:
@@ -315,8 +316,7 @@ def explain_group(classifier, args, folder, stop, pairs):
                 picture = to_picture(enlarge(u, size)[0].mean(0))
                 frames[i].append(add_caption(picture, f"{evaluations} evaluations"))
         if stop.signum:
-            raise Interrupted(f"stopped; go on with: python {SCRIPT}.py --resume {folder}",
-                              stop.signum)  # fmt: skip
+            raise Interrupted(f"stopped; go on: python {SCRIPT}.py --resume {folder}", stop.signum)
     found = [find_answer(game, i, theta, before[i]) for i in range(len(pairs))]
     seconds, records = round((time.time() - started) / len(pairs), 2), []
     for i, ((photo, stem), answer) in enumerate(zip(pairs, found, strict=True)):
@@ -391,6 +391,7 @@ def get_parser():
     group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
     group.add_argument("--resume", metavar="RUN", help="go on with the photos that a run lacks")
     group.add_argument("--gif", action="store_true", help="show the mask forming")
+    group.add_argument("--tensorboard", action="store_true", help="show masks while it goes on")
     group.add_argument("--dry-run", action="store_true", help="two steps: does everything work?")
     return parser
 # fmt: on
@@ -418,7 +419,7 @@ def main(argv=None):
     classifier = load_classifier(args.model, device)
     if args.target is not None:
         find_class(classifier.classes, args.target)  # a mistake in it is no single photo's fault
-    folder = open_run(SCRIPT, args.out, args.resume)
+    folder = open_run(SCRIPT, args.out, args.resume, args.tensorboard)
     save_arguments(folder, SCRIPT, args)
 
     def explain(pairs):
@@ -426,7 +427,7 @@ def main(argv=None):
             groups = [pairs[i : i + batch] for i in range(0, len(pairs), batch)]
             return [r for g in groups for r in explain_group(classifier, args, folder, stop, g)]
 
-        records, args.batch = fit_memory(some, args.batch)
+        records, args.batch = fit_memory(some, args.batch, "--batch")
         return records
 
     with watching_signals() as stop:

@@ -323,7 +323,7 @@ def load_halves(args):
     if odd:
         raise UserError(f"{odd[0]} is in one of train/ and test/ only: both need every class")
     if len(train_half.classes) < 2:
-        raise UserError(f"{args.data_dir} has one class only: there is nothing to tell apart")
+        raise UserError(f"{args.data_dir} has one class only, nothing to tell it from: add another")
     return train_half, test_half
 
 
@@ -375,7 +375,7 @@ def main(argv=None):
     epoch, history, progress, started = 1, [], dict(START), time.time()
     if state:
         if any(state[key] != value for key, value in data.items()):
-            raise UserError(f"{args.data_dir} holds other data than the run was trained on")
+            raise UserError(f"{args.data_dir} isn't the data of this run: give another --data-dir")
         restore({"network": network, "optimizer": optimizer}, state)
         epoch, history, progress = state["epoch"], state["history"], state["progress"]
         mean, std, started = state["mean"], state["std"], started - state["seconds"]

@@ -374,7 +374,7 @@ def main(argv=None):
     epoch, history, progress, started = 1, [], dict(START), time.time()
     if state:
         if state["shape"] != list(images.shape):
-            raise UserError(f"{args.data_dir} holds other data than the run was trained on")
+            raise UserError(f"{args.data_dir} isn't the data of this run: give another --data-dir")
         restore(parts, state)
         epoch, history, progress = state["epoch"], state["history"], state["progress"]
         started -= state["seconds"]

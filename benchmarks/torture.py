@@ -1,4 +1,4 @@
-"""What hundreds of kills, damaged checkpoints, full disks and mutilated pictures do to the scripts.
+"""What kills, full disks, damaged files, mutilated pictures and odd settings do to the scripts.
 
     python benchmarks/torture.py
 
@@ -6,7 +6,7 @@ The long version of tests/test_faults.py: every part draws its moments and place
 Everything runs in forked processes, so that what a kill, a crash or a lack of memory takes along is
 no more than it would be for a user.
 
-Nothing should be in the table's column "bad"; the exit code is 1 if something is.
+Nothing should be in the table's column "bad"; the exit code is 1 if something is. Linux only.
 """
 
 import argparse
@@ -33,8 +33,10 @@ from PIL import Image
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import compare_explanations
 import explain_perturb
 import smoothgrad
+import torch_basics
 import train_classifier
 import train_dcgan
 from common.checkpoint import load_checkpoint, save_checkpoint
@@ -42,11 +44,24 @@ from common.errors import UserError, exit_code
 from common.layers import to_plain
 from common.photos import read_photo
 
+ROOT = Path(__file__).resolve().parent.parent
 TRAININGS = {
     train_dcgan: ["--width", "0.03", "--z-dim", "4", "--glyphs", "200", "--epochs", "4"],
     train_classifier: ["--width", "0.05", "--size", "12", "--glyphs", "400", "--epochs", "4"],
 }
+SETTINGS = {  # what a drawn command line begins with: MODEL and PHOTO are made for it
+    train_dcgan: ["--dry-run", "--dataset", "glyphs", "--width", "0.03"],
+    train_classifier: ["--dry-run", "--dataset", "glyphs", "--width", "0.05"],
+    smoothgrad: ["--dry-run", "--model", "MODEL", "--image", "PHOTO"],
+    explain_perturb: ["--dry-run", "--model", "MODEL", "--image", "PHOTO"],
+    compare_explanations: ["--dry-run", "--model", "MODEL", "--image", "PHOTO"],
+    torch_basics: ["--dry-run"],
+}
+NUMBERS = ["0", "1", "2", "3", "17", "64", "1000", "0.001", "0.5", "0.99", "1e-12", "1e30", "-1",
+           "1000000", "2147483647", "9" * 20, "nan"]  # fmt: skip
+WORDS = ["0", "red", "Green", "3", "", "violet", "-", "é"]
 LONGEST = 10.0  # seconds that a picture may take
+LONGEST_RUN = 60.0  # and a run of --dry-run, or processes whose group has lost one
 MOST_MEMORY = 2 * 2**30  # bytes that a picture may take beyond what the process has already
 
 
@@ -98,6 +113,13 @@ def memory(child):
         return 0.0
     lines = [line for line in status.splitlines() if line.startswith("VmRSS")]
     return int(lines[0].split()[1]) / 1024 if lines else 0.0
+
+
+def limit_memory(most):
+    """Let this process take no more than so many bytes beyond what it has."""
+    status = Path("/proc/self/status").read_text()
+    data = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (data * 1024 + most,) * 2)
 
 
 def is_one_line(log):
@@ -177,6 +199,54 @@ def kill_trainings(work, script, kills, rng):
         elif list(run.rglob("*.part*")):
             bad.append(f"{name}: half a file is left")
     return struck, bad
+
+
+def kill_ranks(work, kills, rng):
+    """Kill one of torchrun's processes; go on with one process less.
+
+    :return: how long the others lived on, and what went wrong
+    :rtype: tuple[list[float], list[str]]
+    """
+    run, log, script, took, bad = work / "ranks", work / "log", train_classifier, [], []
+    options = [*TRAININGS[script], "--epochs", "60", "--dataset", "glyphs", "--batch-size", "16",
+               "--data-dir", str(work / "data"), "--out", str(run)]  # fmt: skip
+    file = ROOT / f"{script.SCRIPT}.py"
+
+    def launch(count, argv):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        command, one_thread = [sys.executable, *torchrun, file, *argv], {"OMP_NUM_THREADS": "1"}
+        with open(log, "w") as out:
+            return subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | one_thread)
+
+    def wait_for(parent):
+        try:
+            return parent.wait(300)
+        except subprocess.TimeoutExpired:
+            parent.kill()
+            return parent.wait()
+
+    for n in range(kills):
+        shutil.rmtree(run, ignore_errors=True)
+        count = 2 + n % 2
+        parent = launch(count, options)
+        while not (run / "metrics.csv").exists() and parent.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1))
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        os.kill(int(rng.choice(children)), signal.SIGKILL)
+        began = time.monotonic()
+        wait_for(parent)
+        took.append(time.monotonic() - began)
+        said, name = log.read_text(), f"kill {n} of one of {count} processes"
+        if parent.returncode == 0 or f'{script.SCRIPT}.py", line' in said or "SIGKILL" not in said:
+            bad.append(f"{name}: exit code {parent.returncode}: {said[-300:]}")
+        if took[-1] > LONGEST_RUN:
+            bad.append(f"{name}: the others ended after {took[-1]:.0f} s")
+        if wait_for(launch(count - 1, ["--resume", str(run)])) != 0:
+            bad.append(f"{name}: not resumed: {log.read_text()[-300:]}")
+        elif len((run / "metrics.csv").read_text().splitlines()) != 61:
+            bad.append(f"{name}: not 60 epochs")
+    return took, bad
 
 
 def moment(run):
@@ -410,9 +480,7 @@ def read_all(names, results):
 
     The memory given is the peak since the start, beyond what the process had then.
     """
-    status = Path("/proc/self/status").read_text()
-    data = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData"))
-    resource.setrlimit(resource.RLIMIT_DATA, (data * 1024 + MOST_MEMORY,) * 2)
+    limit_memory(MOST_MEMORY)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open(results, "w") as file:
         for _, path in names:
@@ -496,15 +564,63 @@ def explain_many(work, script, count, options, rng):
     return bad, {"MiB_early": round(early), "MiB_late": round(late), "photos": count}
 
 
+# -------------------------------------------------------------------------------------- settings
+
+
+def draw_settings(script, rng):
+    """Draw some options of a script, with values that might be meant.
+
+    :return: words of a command line
+    :rtype: list[str]
+    """
+    given_here = {"help", "out", "data_dir", "dataset", "image", "model", "resume", "sample", "fid",
+                  "cuda", "compile", "tensorboard", "width", "dry_run"}  # fmt: skip
+    actions = [a for a in script.get_parser()._actions if a.dest not in given_here]
+    argv = []
+    for action in rng.sample(actions, rng.randrange(min(6, len(actions)) + 1)):
+        argv.append(rng.choice(action.option_strings))
+        values = list(map(str, action.choices or ())) or (NUMBERS if action.type else WORDS)
+        count = {0: 0, "+": rng.choice((1, 2, 3))}.get(action.nargs, 1)
+        argv += [rng.choice(values) for _ in range(count)]
+    return argv
+
+
+def try_settings(work, script, count, rng):
+    """Run a script with many settings, each in a process that may not take much memory.
+
+    :return: how often which way to end, and what went wrong
+    :rtype: tuple[collections.Counter, list[str]]
+    """
+    known = {"MODEL": str(work), "PHOTO": str(work / "photo.png")}
+    ends, bad, away, log = Counter(), [], work / "away", work / "log"
+    away.mkdir(exist_ok=True)
+    for _ in range(count):
+        shutil.rmtree(work / "run", ignore_errors=True)
+        drawn = draw_settings(script, rng)
+        argv = [known.get(word, word) for word in SETTINGS[script]] + drawn
+        argv += ["--out", str(work / "run")]
+        argv += ["--data-dir", str(work / "data")] if script in TRAININGS else []
+
+        def run(argv=argv):
+            os.chdir(away)
+            limit_memory(2 * MOST_MEMORY)
+            script.main(argv)
+
+        code = wait(fork(run, log), LONGEST_RUN)
+        text = log.read_text()
+        ends[{0: "done", 2: "one line"}.get(code, f"code {code}")] += 1
+        if code not in (0, 2) or "Traceback" in text or (code == 2 and not is_one_line(log)):
+            bad.append(f"{script.SCRIPT}.py {' '.join(drawn)}: {code}: {text[-300:]}")
+        if list(away.iterdir()) or list(work.rglob("*.part*")):
+            bad.append(f"{script.SCRIPT}.py {' '.join(drawn)}: left a file elsewhere, or a half")
+    return ends, bad
+
+
 # ------------------------------------------------------------------------------------ the script
 
 
-def main():
-    """Run all parts, print the table and the result line.
-
-    :return: the exit code
-    :rtype: int
-    """
+def get_parser():
+    """Build the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -513,8 +629,19 @@ def main():
     parser.add_argument("--photos", type=int, default=500, help="for smoothgrad.py to explain")
     parser.add_argument("--perturb", type=int, default=100, help="for explain_perturb.py")
     parser.add_argument("--step", type=int, default=1000, help="bytes from flip to flip")
+    parser.add_argument("--ranks", type=int, default=6, help="of torchrun's processes to kill")
+    parser.add_argument("--settings", type=int, default=60, help="command lines of each script")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser
+
+
+def main():
+    """Run all parts, print the table and the result line.
+
+    :return: the exit code
+    :rtype: int
+    """
+    args = get_parser().parse_args()
     torch.set_num_threads(1)
     work, rng = Path(tempfile.mkdtemp(prefix="torture-")), random.Random(args.seed)
     rows, bad, result, began = [], [], {}, time.time()
@@ -532,6 +659,9 @@ def main():
         for script in TRAININGS:
             found, wrong = kill_trainings(work, script, args.kills, rng)
             note(f"{script.SCRIPT}.py killed and resumed", args.kills, words(found), wrong)
+        took, wrong = kill_ranks(work, args.ranks, rng)
+        note("one of torchrun's processes killed", args.ranks, "the others ended within "
+             f"{max(took, default=0):.0f} s, one less went on", wrong)  # fmt: skip
         found, wrong = damage_checkpoints(work, args.step)
         note("damaged checkpoints", sum(found.values()), words(found), wrong)
         sizes = [rng.randrange(20, 2000) for _ in range(12)]
@@ -541,6 +671,11 @@ def main():
         note("pictures", sum(found.values()), words(found) + f"; at most {figures['slowest_s']} s, "
              f"{figures['most_MiB']} MiB", wrong, **figures)  # fmt: skip
         make_classifier(work)
+        pixels = np.random.default_rng(args.seed).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(work / "photo.png")
+        for script in SETTINGS:
+            found, wrong = try_settings(work, script, args.settings, rng)
+            note(f"settings of {script.SCRIPT}.py", args.settings, words(found), wrong)
         for script, count, options in (
             (smoothgrad, args.photos, ["--samples", "2", "--noise", "0.1"]),
             (explain_perturb, args.perturb, ["--iterations", "2", "--pictures", "2",

@@ -37,7 +37,7 @@ def save_checkpoint(path, state, keep=True):
     :raises UserError: if not all numbers are finite; an earlier file is still there, then
     """
     if not is_finite(state):  # the loss may show it only after the next epoch
-        raise UserError("not saved: weights are NaN or infinite; start again, smaller --lr")
+        raise UserError("not saved: weights are NaN or infinite; start again with a smaller --lr")
     path = Path(path)
     with replacing(path) as part:
         try:
@@ -106,7 +106,8 @@ def load_checkpoint(path, script):
         ) from error
     found = state.get("script") if isinstance(state, dict) else None
     if found != script:
-        raise UserError(f"{path} was written by {found or 'another program'}, not by {script}")
+        who = found or "another program"
+        raise UserError(f"{path} was written by {who}, not by {script}: give a run of {script}")
     state = State(state)
     state.path = path
     return state

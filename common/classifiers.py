@@ -101,6 +101,7 @@ def load_torchvision(name):
     known = models.list_models(models)
     if name not in known:
         near = suggest(difflib.get_close_matches(name, ["efficientnet_lite0", *known]))
+        near = near or ": --help says what --model takes"
         raise UserError(f"no model or checkpoint {name}{near}")
     weights = models.get_model_weights(name).DEFAULT
     with downloading(name):
@@ -118,6 +119,7 @@ def load_timm(name):
     if not timm.is_model_pretrained(name):
         known = [*timm.list_models(), *timm.list_models(pretrained=True)]
         near = suggest("timm/" + n for n in difflib.get_close_matches(name, known) if n != name)
+        near = near or ": timm.list_models(pretrained=True) lists those that it has"
         raise UserError(f"timm has no weights for {name or 'a model without a name'}{near}")
     with downloading(f"timm/{name}"):
         # Without an answer the hub tries again for a minute; offline it looks at its cache only.
@@ -125,7 +127,7 @@ def load_timm(name):
         network = timm.create_model(name, pretrained=True)
     how, count = network.pretrained_cfg, network.num_classes
     if count < 2:
-        raise UserError(f"timm/{name} makes features for other networks, it knows no classes")
+        raise UserError(f"timm/{name} knows no classes, as it makes features only: give another")
     classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
     channels, size, _ = how["input_size"]
     resize = round(size / how["crop_pct"])
@@ -216,4 +218,5 @@ def find_class(classes, text):
             return int(text)
         raise UserError(f"no class {text}: there are {len(classes)}, from 0")
     near = difflib.get_close_matches(text.lower(), lower)
-    raise UserError(f"no class {text}{suggest(near + [n for n in lower if text.lower() in n])}")
+    near = suggest(near + [name for name in lower if text.lower() in name])
+    raise UserError(f"no class {text}{near or f': give a name, or a number below {len(classes)}'}")

@@ -94,11 +94,12 @@ def describe_device(device):
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
-def fit_memory(compute, size):
+def fit_memory(compute, size, flag="--chunk"):
     """Compute in chunks, and in smaller ones when memory runs out.
 
     :param Callable compute: from the size of a chunk to a result that doesn't depend on it
     :param int size: the chunk to try first
+    :param str flag: the option that sets it
     :return: the result, and the size that it was computed with
     :rtype: tuple[object, int]
     :raises UserError: if there isn't even memory for 1
@@ -110,9 +111,9 @@ def fit_memory(compute, size):
             if not is_out_of_memory(error):
                 raise
         if size == 1:
-            raise UserError("out of memory: choose a smaller --model")
+            raise UserError(f"out of memory, even with {flag} 1: choose a smaller --model")
         size //= 2
-        print(f"warning: out of memory: going on with --chunk {size}", file=sys.stderr)
+        print(f"warning: out of memory: going on with {flag} {size}", file=sys.stderr)
         torch.cuda.empty_cache()
 
 
@@ -170,7 +171,7 @@ def combine(values, operation):
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        raise PeerError("another process has ended; the lines around this one say why") from error
+        raise PeerError from error
 
 
 def share_from_first(value):
@@ -187,5 +188,5 @@ def share_from_first(value):
     try:
         dist.broadcast_object_list(box, src=0)
     except RuntimeError as error:
-        raise PeerError("rank 0 has ended, for the reason that it gave") from error
+        raise PeerError from error
     return box[0]

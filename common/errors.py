@@ -1,5 +1,6 @@
 """What a user can do wrong, said in one line; and how a script ends."""
 
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,13 @@ from argparse import (
 )
 
 import torch.distributed as dist
+
+ROOM = ": make room, then go on with --resume, or start again"
+RIGHTS = ": choose a place that you may read and write"
+ADVICE = {  # by what the system calls the error
+    "ENOSPC": ROOM, "EDQUOT": ROOM, "EFBIG": ROOM,
+    "EACCES": RIGHTS, "EPERM": RIGHTS, "EROFS": RIGHTS,
+}  # fmt: skip
 
 
 class UserError(Exception):
@@ -27,6 +35,9 @@ class UserError(Exception):
 
 class PeerError(UserError):
     """Another of torchrun's processes has ended; it, or torchrun, says why."""
+
+    def __init__(self):
+        super().__init__("another process has ended: see the lines around this one, then --resume")
 
 
 class Interrupted(Exception):
@@ -91,7 +102,8 @@ def exit_code(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, a name that Windows does not have
     except OSError as error:  # a full disk, a folder without permission
-        complain(UserError(f"{error.filename or 'writing'}: {error.strerror or error}"))
+        line = f"{error.filename or 'writing'}: {error.strerror or error}"
+        complain(UserError(line + ADVICE.get(errno.errorcode.get(error.errno), "")))
         return 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -33,7 +33,7 @@ def features(network, images):
     """
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise UserError("the classifier has no linear layer, hence no features to compare")
+        raise UserError("the classifier has no linear layer, hence no features: give another --fid")
     seen = []
     hook = linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
@@ -148,7 +148,8 @@ class Judge:
         shape = (classifier.channels, classifier.size, classifier.size)
         if test.images.shape[1:] != shape:
             asked, found = (" x ".join(map(str, s)) for s in (shape, test.images.shape[1:]))
-            raise UserError(f"{classifier.name} takes {asked} pixels, but {test.name} is {found}")
+            what = f"takes {asked} pixels, but {test.name} is {found}: train one on {test.name}"
+            raise UserError(f"{classifier.name} {what}")
         self.classifier, self.samples = classifier, samples
         self.real, self.real_counts = self.look(self.pick(test.images))
         self.gaussian = fit_gaussian(self.real)

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from common.device import ranks
-from common.errors import UserError
+from common.errors import PeerError, UserError
 from common.run import replacing
+from common.watch import show_records
 
 
 def name_photos(photos, stems=()):
@@ -72,7 +73,7 @@ def load_arguments(path, script):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no run of {script} to go on with: start a new one") from error
     if found != script:
-        raise UserError(f"{path} was written by {found}, not by {script}")
+        raise UserError(f"{path} was written by {found}, not by {script}: give a run of {script}")
     return args
 
 
@@ -117,6 +118,8 @@ def explain_photos(photos, folder, explain, group=1):
             try:
                 records = explain([(photo, stems[photo]) for photo in some])
             except UserError as error:
+                if not folder.is_dir():  # deleted under way: the others can't be saved, either
+                    raise
                 if len(some) > 1:  # find the one
                     groups = [[photo] for photo in some] + groups
                     continue
@@ -125,14 +128,16 @@ def explain_photos(photos, folder, explain, group=1):
                 for photo, record in zip(some, records, strict=True):
                     with replacing(folder / "records" / f"{stems[photo]}.json") as part:
                         part.write_text(json.dumps(record), encoding="utf-8")
+                show_records(folder)
             bar.update(len(some))
     if world > 1:
         everybody = [None] * world
         try:
             dist.all_gather_object(everybody, failed)  # also waits for the last record
         except RuntimeError as error:
-            raise UserError("another process has ended, for the reason that it gave") from error
+            raise PeerError from error
         failed = {photo: why for part in everybody for photo, why in part.items()}
+    show_records(folder)
     records = read_records(folder)
     return [records[stems[photo]] for photo in photos if stems[photo] in records], failed
 
@@ -150,4 +155,5 @@ def report_failures(failed, count):
         print(f"warning: {why}", file=sys.stderr)
     if failed:
         code = 2 if len(failed) == count else 1
-        raise UserError(f"{len(failed)} of {count} photos could not be explained", code)
+        line = f"{len(failed)} of {count} photos could not be explained: see the warnings above"
+        raise UserError(line, code)

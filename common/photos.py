@@ -150,5 +150,5 @@ def read_photo(path, resize, size, channels=3):
     picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
     pixels = torch.from_numpy(np.array(picture)).view(size, size, channels)
     if pixels.min() == pixels.max():
-        raise UserError(f"{path} is of one colour: there is nothing to explain")
+        raise UserError(f"{path} is of one colour, there is nothing to explain: leave it out")
     return pixels.permute(2, 0, 1)[None].float() / 255

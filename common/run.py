@@ -57,7 +57,8 @@ def open_run(script, out=None, resume=None, tensorboard=False):
     except (NotADirectoryError, FileExistsError):
         raise UserError(f"{folder} is a file, not a folder: choose another --out") from None
     except OSError as error:
-        raise UserError(f"can't write to {folder} ({error.strerror}): choose another") from error
+        what = "make that possible" if resume else "choose another --out"
+        raise UserError(f"can't write to {folder} ({error.strerror}): {what}") from error
     _locks.pop(folder.resolve(), None)  # this process's own, of an earlier run in the folder
     try:
         if fcntl:  # the kernel drops the lock with its process, so none is ever stale
@@ -65,7 +66,8 @@ def open_run(script, out=None, resume=None, tensorboard=False):
     except BlockingIOError:
         lock.seek(0)
         holder = f"another process ({lock.read(200).strip()})"
-        raise UserError(f"{folder} is in use by {holder}: choose another --out") from None
+        what = "wait for it" if resume else "choose another --out"
+        raise UserError(f"{folder} is in use by {holder}: {what}") from None
     except OSError:  # a file system without locks: two runs in one folder go unnoticed there
         pass
     lock.truncate(0)
@@ -99,7 +101,7 @@ def replacing(path):
     path = Path(path)
     for folder in _locks.keys() & set(path.resolve().parents):
         if not folder.is_dir():  # made anew it would be without its lock, and half empty
-            raise UserError(f"{folder} was deleted during the run: nothing can be saved any more")
+            raise UserError(f"{folder} was deleted during the run: start a new one")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:

@@ -29,6 +29,7 @@ import common.run
 import compare_explanations
 import explain_perturb
 import smoothgrad
+import torch_basics
 import train_classifier
 import train_dcgan
 from common.checkpoint import load_checkpoint, restore, save_checkpoint
@@ -46,7 +47,16 @@ TRAINERS = {
     train_dcgan: ["--width", "0.03", "--z-dim", "4"],
     train_classifier: ["--width", "0.05", "--size", "12"],
 }
+EXPLAINERS = {
+    smoothgrad: ["--samples", "2", "--noise", "0.1"],
+    explain_perturb: ["--iterations", "2", "--pictures", "2", "--mask-size", "4"],
+    compare_explanations: ["--methods", "random", "gradient", "--sanity", "0"],
+}
 BOTH = pytest.mark.parametrize("script", TRAINERS, ids=lambda script: script.SCRIPT)
+EXPLAINING = pytest.mark.parametrize("script", EXPLAINERS, ids=lambda script: script.SCRIPT)
+# What takes longest, and is of no interest here.
+FIGURES = ("plot_curves", "plot_matrix", "plot_pictures", "save_gif", "draw_panel", "write_mask",
+           "contact_sheet", "draw_curves", "draw_cascade", "map_sheet")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +81,34 @@ def undisturbed(data, tmp_path_factory):
     for script in TRAINERS:
         train(script, folder / script.SCRIPT, data)
     return {script: folder / script.SCRIPT for script in TRAINERS}
+
+
+def explain(script, trained, photos, folder, *options):
+    """Explain photos in this process.
+
+    :rtype: dict
+    """
+    return script.main(["--model", str(trained), "--image", str(photos), "--out", str(folder),
+                        *EXPLAINERS[script], *options])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Make a folder of three pictures."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Let no script draw figures."""
+    for script in (*TRAINERS, *EXPLAINERS):
+        for name in FIGURES:
+            if hasattr(script, name):
+                monkeypatch.setattr(script, name, lambda *_, **__: None)
 
 
 def fork(function, log, **environment):
@@ -149,10 +187,10 @@ def one_error(function, capsys):
     """
     capsys.readouterr()
     assert exit_code(function) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
+    lines = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("warning: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
 
 
 # ----------------------------------------------------------------------------- killed at any time
@@ -215,6 +253,30 @@ def test_a_killed_run_goes_on_bit_for_bit(script, moment, data, undisturbed, tmp
     assert on_disk == {".lock", "samples", *expected} - ({"samples"} - on_disk)
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert len(rows) == 3
+
+
+@EXPLAINING
+def test_a_signal_ends_an_explanation_with_its_code(
+    script, trained, photos, tmp_path, monkeypatch, no_figures
+):
+    """SIGTERM costs the photo that is being explained, and --resume goes on with it."""
+
+    def terminate(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(*_)
+
+    read = script.read_photo
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "read_photo", nth(read, 2, terminate))
+        child = fork(lambda: explain(script, trained, photos, tmp_path / "run"), tmp_path / "log")
+        assert wait(child) == 128 + signal.SIGTERM
+    said = (tmp_path / "log").read_text()
+    assert said.count(f"python {script.SCRIPT}.py --resume {tmp_path / 'run'}") == 1
+    assert "Traceback" not in said
+    (record,) = (tmp_path / "run" / "records").glob("*.json")
+    before = record.stat().st_mtime_ns
+    assert len(script.main(["--resume", str(tmp_path / "run")])["images"]) == 3
+    assert record.stat().st_mtime_ns == before
 
 
 def test_a_second_signal_stops_at_once(monkeypatch):
@@ -333,6 +395,26 @@ def test_a_folder_deleted_during_the_run_is_one_line(script, data, tmp_path, mon
     monkeypatch.setattr(script, "train", train_and_delete)
     line = one_error(lambda: train(script, tmp_path / "run", data), capsys)
     assert f"{tmp_path / 'run'} was deleted" in line
+    assert not (tmp_path / "run").exists()
+
+
+@EXPLAINING
+def test_a_folder_deleted_during_an_explanation_is_one_line(
+    script, trained, photos, tmp_path, monkeypatch, capsys, no_figures
+):
+    """No further photo is begun, as it couldn't be saved either."""
+    read, seen = script.read_photo, []
+
+    def read_and_delete(*args):
+        seen.append(args)
+        if len(seen) == 2:
+            shutil.rmtree(tmp_path / "run")
+        return read(*args)
+
+    monkeypatch.setattr(script, "read_photo", read_and_delete)
+    line = one_error(lambda: explain(script, trained, photos, tmp_path / "run"), capsys)
+    assert f"{tmp_path / 'run'} was deleted" in line
+    assert len(seen) == 2
     assert not (tmp_path / "run").exists()
 
 
@@ -509,17 +591,10 @@ def test_a_download_that_stops_half_way_leaves_no_file(error, tmp_path, monkeypa
 # ---------------------------------------------------------------------------------- hostile input
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Make a folder of three pictures."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
-    return folder
-
-
-def test_hostile_names_stay_in_the_run_folder(trained, photos, tmp_path, capsys):
+@EXPLAINING
+def test_hostile_names_stay_in_the_run_folder(
+    script, trained, photos, tmp_path, monkeypatch, capsys
+):
     """Names with newlines, bytes that are no UTF-8, dots and links lead to plain names inside."""
     source = photos / "0.png"
     names = [b"a\nb.png", b"\xff\xfe.png", b"...png", b"-rf.png", b"$(touch x).png", b"%s%n.png",
@@ -534,10 +609,12 @@ def test_hostile_names_stay_in_the_run_folder(trained, photos, tmp_path, capsys)
     out = tmp_path / "a" / ".." / os.fsdecode(b"out\xff\n..")
     (tmp_path / "a").mkdir()
     before = set(tmp_path.rglob("*"))
-    argv = ["--model", str(trained), "--samples", "2", "--noise", "0.1", "--out", str(out)]
+    argv = ["--model", str(trained), *EXPLAINERS[script], "--out", str(out)]
     images = [str(folder / "link.png"), f"{folder}/../{folder.name}/./link.png", str(folder)]
+    if script is explain_perturb:  # ten photos of nine files take longest, and one will do
+        monkeypatch.setattr(script, "write_mask", save_a_map)
 
-    assert exit_code(lambda: smoothgrad.main([*argv, "--image", *images])) in (0, 1)
+    assert exit_code(lambda: script.main([*argv, "--image", *images])) in (0, 1)
     metrics = json.loads((out / "metrics.json").read_text())
     assert len(metrics["images"]) == len(names) + 2  # the link is there under two names
     real = out.resolve()
@@ -545,7 +622,13 @@ def test_hostile_names_stay_in_the_run_folder(trained, photos, tmp_path, capsys)
     assert made
     assert all(real == file or real in file.parents for file in made)
     assert source.read_bytes() == (folder / "link.png").read_bytes()
-    assert exit_code(lambda: smoothgrad.main(["--resume", str(out)])) in (0, 1)
+    assert exit_code(lambda: script.main(["--resume", str(out)])) in (0, 1)
+
+
+def save_a_map(folder, stem, x, m, *_):
+    """Write the mask of a photo, without its figures."""
+    with replacing(folder / f"{stem}.npz") as part:
+        np.savez(part, mask=m.numpy())
 
 
 def test_a_run_folder_that_is_no_utf8_can_be_resumed(data, tmp_path, capsys, monkeypatch):
@@ -612,6 +695,60 @@ def test_any_command_line_is_parsed_or_refused_in_one_line(script):
         parse()
 
 
+def plausible(script):
+    """Make a strategy for command lines of a script whose values might be meant.
+
+    :rtype: hypothesis.strategies.SearchStrategy
+    """
+    given_here = {"help", "out", "data_dir", "dataset", "image", "model", "resume", "sample", "fid",
+                  "cuda", "compile", "tensorboard", "width", "dry_run"}  # fmt: skip
+    actions = [a for a in script.get_parser()._actions if a.dest not in given_here]
+    numbers = ["0", "1", "2", "3", "17", "64", "0.001", "0.5", "0.99", "1e-12", "1e30", "-1"]
+
+    def words(action):
+        """Make the words that set one option."""
+        flags = st.sampled_from(action.option_strings)
+        if action.nargs == 0:
+            return st.tuples(flags)
+        values = [str(choice) for choice in action.choices or ()]
+        values = values or (numbers if action.type else ["0", "green", "Red", "3", "", "violet"])
+        many = st.lists(st.sampled_from(values), min_size=1, max_size=2 if action.nargs else 1)
+        return st.tuples(flags, many).map(lambda pair: (pair[0], *pair[1]))
+
+    some = st.lists(st.sampled_from(actions), max_size=4, unique_by=lambda action: action.dest)
+    return some.flatmap(lambda chosen: st.tuples(*map(words, chosen))).map(
+        lambda parts: [word for part in parts for word in part]
+    )
+
+
+@pytest.mark.parametrize("script", [*TRAINERS, *EXPLAINERS], ids=lambda script: script.SCRIPT)
+def test_any_settings_run_or_say_in_one_line_why_not(
+    script, data, trained, photos, tmp_path, capsys, no_figures
+):
+    """What the parser lets through may still not go together; no combination is a traceback."""
+    argv = ["--dry-run", "--out", str(tmp_path / "run")]
+    if script in TRAINERS:
+        argv += ["--data-dir", str(data), "--dataset", "glyphs", "--width", "0.03"]
+    else:
+        argv += ["--model", str(trained), "--image", str(photos / "0.png")]
+    ends = []
+
+    @settings(derandomize=True, deadline=None, database=None, max_examples=12)
+    @given(plausible(script))
+    def go(options):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        capsys.readouterr()
+        code = exit_code(lambda: script.main([*argv, *options]))
+        ends.append(code)
+        assert code in (0, 2)
+        assert capsys.readouterr().err.count("error: ") == (1 if code else 0)
+        assert not list(tmp_path.rglob("*.part*"))
+        assert {f.name for f in tmp_path.iterdir()} <= {"run"}
+
+    go()
+    assert ends.count(0) >= 3  # not all of them are refused
+
+
 def test_a_number_that_torch_cannot_count_to_is_refused():
     """A whole number without an upper limit still has to fit."""
     assert number(int, 1)(str(2**31 - 1)) == 2**31 - 1
@@ -655,6 +792,29 @@ def test_a_chunk_that_is_too_large_is_halved(capsys):
 
     with pytest.raises(RuntimeError, match="shapes"):
         fit_memory(fail, 8)
+
+
+def test_a_batch_that_is_too_large_is_halved(
+    trained, photos, tmp_path, monkeypatch, capsys, no_figures
+):
+    """The photos are explained as if fewer at once had been asked for; all that follow, too."""
+    load = explain_perturb.load_classifier
+
+    def limited(*args):
+        classifier = load(*args)
+        classifier.network.register_forward_pre_hook(
+            lambda _, inputs: torch.empty(2**43) if len(inputs[0]) > 8 else None
+        )
+        return classifier
+
+    batch = ["--pictures", "6", "--batch"]
+    one = explain(explain_perturb, trained, photos, tmp_path / "one", *batch, "1")
+    capsys.readouterr()
+    monkeypatch.setattr(explain_perturb, "load_classifier", limited)
+    run = explain(explain_perturb, trained, photos, tmp_path / "run", *batch, "3")
+    assert capsys.readouterr().err.count("warning: out of memory: going on with --batch 1\n") == 1
+    for ours, expected in zip(run["images"], one["images"], strict=True):
+        assert ours["trace"] == expected["trace"]
 
 
 # -------------------------------------------------------------------------------------- torchrun
@@ -730,6 +890,44 @@ def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path):
     assert [row["epoch"] for row in metrics["epochs"]] == [1, 2]
 
 
+@EXPLAINING
+def test_processes_share_an_explanation_and_say_nothing_twice(
+    script, trained, photos, tmp_path, no_figures
+):
+    """Two processes explain three photos; each line is said once, the rest by the first one."""
+    children, logs = group(
+        lambda rank: explain(script, trained, photos, tmp_path / "run"), tmp_path
+    )
+    assert [wait(child) for child in children] == [0, 0]
+    first, second = (log.read_text().splitlines() for log in logs)
+    assert len(set(first)) == len(first)
+    assert not set(first) & set(second)
+    assert all(str(photos) in line for line in second)
+    assert len(json.loads((tmp_path / "run" / "metrics.json").read_text())["images"]) == 3
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_an_explanation(
+    victim, trained, photos, tmp_path, monkeypatch, no_figures
+):
+    """What is done stays done; one process goes on where one of two was killed."""
+
+    def main(rank):
+        if rank == victim:  # before its first record is in its place
+            monkeypatch.setattr(smoothgrad, "save_png", kill)
+        return explain(smoothgrad, trained, photos, tmp_path / "run")
+
+    children, logs = group(main, tmp_path)
+    assert wait(children[victim]) == -signal.SIGKILL
+    assert wait(children[1 - victim]) == 2
+    said = logs[1 - victim].read_text()
+    assert "Traceback" not in said
+    assert said.count("error: another process has ended") == (1 if victim == 1 else 0)
+    done = {f.stem for f in (tmp_path / "run" / "records").glob("*.json")}
+    assert done == ({"0", "2"} if victim == 1 else {"1"})
+    assert len(smoothgrad.main(["--resume", str(tmp_path / "run")])["images"]) == 3
+
+
 # --------------------------------------------------------------------------- network and watching
 
 
@@ -760,6 +958,7 @@ def test_nothing_is_sent_anywhere(no_network, trained, photos, data, tmp_path):
     explaining = ["--dry-run", "--model", str(trained), "--image", str(photos / "0.png")]
     for n, script in enumerate((smoothgrad, explain_perturb, compare_explanations)):
         script.main([*explaining, "--out", str(tmp_path / f"explained{n}")])
+    torch_basics.main(["--dry-run", "--out", str(tmp_path / "basics")])
     load_classifier("efficientnet_lite0", torch.device("cpu"))
     assert not no_network
 

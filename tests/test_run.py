@@ -260,11 +260,15 @@ def test_help_teaches():
         (Interrupted("saved; resume with X", signal.SIGINT), 130, "saved; resume with X"),
         (Interrupted("saved; resume with X", signal.SIGTERM), 143, "saved; resume with X"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (OSError(28, "No space left on device"), 2, "error: writing: No space left on device"),
-        (PermissionError(13, "Permission denied", "a.png"), 2, "error: a.png: Permission denied"),
+        (OSError(28, "No space left on device"), 2,
+         "error: writing: No space left on device: make room, then go on with --resume, or start "
+         "again"),
+        (PermissionError(13, "Permission denied", "a.png"), 2,
+         "error: a.png: Permission denied: choose a place that you may read and write"),
+        (OSError(5, "Input/output error", "a.png"), 2, "error: a.png: Input/output error"),
         (OSError("cannot write mode F as PNG"), 2, "error: writing: cannot write mode F as PNG"),
     ],
-)
+)  # fmt: skip
 def test_exit_codes(ending, code, line, capsys):
     """Every ending has the code that DESIGN gives it, and at most one line on stderr."""
 

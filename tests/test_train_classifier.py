@@ -356,7 +356,7 @@ def test_resume_wants_the_same_data(six_epochs, tmp_path):
     """Another folder of pictures is not what the run was trained on."""
     shutil.copytree(six_epochs[0], tmp_path / "run")
     other = make_folder(tmp_path / "data", classes=("green", "red"))
-    with pytest.raises(UserError, match="other data"):
+    with pytest.raises(UserError, match="the data of this run"):
         train_classifier.main(["--resume", str(tmp_path / "run"), "--data-dir", str(other)])
 
 

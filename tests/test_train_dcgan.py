@@ -586,7 +586,7 @@ def test_resume_never_goes_back(four_epochs, data, tmp_path):
     assert seconds >= 0.5 * four_epochs[1]["seconds"]  # the time of all sessions
     other = load_checkpoint(tmp_path / "run", "train_dcgan")
     torch.save(other | {"shape": [33, 1, 28, 28]}, tmp_path / "run" / "checkpoint.pt")
-    with pytest.raises(UserError, match="other data"):
+    with pytest.raises(UserError, match="the data of this run"):
         train_dcgan.main(["--resume", str(tmp_path / "run"), "--epochs", "5"])
 
 

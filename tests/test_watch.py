@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_classifier
 from common.errors import UserError
+from common.gallery import explain_photos
 from common.images import save_png
 from common.run import open_run, write_csv
 
@@ -67,6 +68,31 @@ def test_a_training_can_be_watched(tmp_path):
     numbers, _ = shown(tmp_path / "run")
     assert numbers["test_loss"] == [(1, pytest.approx(row["test_loss"], rel=1e-5))]
     assert numbers.keys() == row.keys() - {"epoch"}
+
+
+def explain_one(folder, name):
+    """Write what explain_perturb.py writes of a photo, as the only new one of its run."""
+
+    def explain(pairs):
+        ((photo, stem),) = pairs
+        save_png(folder / f"{stem}_mask.png", np.zeros((4, 6, 3), np.uint8))
+        save_png(folder / f"{stem}_cam.png", np.zeros((4, 6, 3), np.uint8))
+        return [{"path": photo, "trace": [{"evaluations": 4, "objective": 0.5},
+                                          {"evaluations": 8, "objective": 0.25}]}]  # fmt: skip
+
+    explain_photos([name], folder, explain)
+
+
+def test_masks_and_their_traces_are_shown_once(tmp_path):
+    """Each photo has a name of its own, also those of before a run was resumed, or not watched."""
+    folder = open_run("s", tmp_path / "run")
+    explain_one(folder, "a")
+    for name in ("b", "c"):
+        folder = open_run("s", resume=tmp_path / "run", tensorboard=True)
+        explain_one(folder, name)
+    numbers, pictures = shown(folder)
+    assert numbers == {f"{name}/objective": [(4, 0.5), (8, 0.25)] for name in "abc"}
+    assert pictures == {f"{name}/mask": [0] for name in "abc"}
 
 
 def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
