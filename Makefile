@@ -1,13 +1,17 @@
 PYTHON ?= python3
 BIN = $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 
-.PHONY: demo test lint format
+.PHONY: demo test results lint format
 
 demo: .venv/ready  ## train the DCGAN for a few minutes on the built-in data
 	$(BIN)/python train_dcgan.py --dataset glyphs --width 0.5 --epochs 12 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/ready lint  ## all checks
 	$(BIN)/python -m pytest -q
+
+results: .venv/ready  ## the pictures and numbers of results/ and benchmarks/ that have no run yet: hours
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-dev.txt
+	$(BIN)/python benchmarks/results.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
