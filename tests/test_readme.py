@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,8 @@ def commands():
     for page in PAGES:
         for block in re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
             lines = block.replace("\\\n", " ").splitlines()
-            found += [(page, line.split(" #")[0].strip()) for line in lines if line.strip()]
+            lines = [line.split(" #")[0].strip() for line in lines if not line.startswith("#")]
+            found += [(page, line) for line in lines if line]
     return found
 
 
@@ -64,6 +66,26 @@ def test_runs_that_commands_take_up_are_made_before():
             if flag in ("--resume", "--sample"):
                 assert value in made, command
         made |= {v for flag, v in itertools.pairwise(words) if flag == "--out"}
+
+
+def test_the_example_of_a_script_of_ones_own(tmp_path, monkeypatch):
+    """The README's changes, made to a copy of train_dcgan.py, train on squares and resume."""
+    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    script = (ROOT / "train_dcgan.py").read_text()
+    for old, new in re.findall(r"((?:^-.*\n)+)((?:^\+.*\n)+)", diff, re.MULTILINE):
+        old, new = (re.sub("^.", "", lines, flags=re.MULTILINE) for lines in (old, new))
+        assert script.count(old) == 1, old
+        script = script.replace(old, new)
+    (tmp_path / "train_lsgan.py").write_text(script)
+    squares = np.zeros((40, 1, 28, 28), np.uint8)
+    squares[:, :, 8:20, 8:20] = 255
+    np.save(tmp_path / "squares.npy", squares)
+
+    monkeypatch.chdir(tmp_path)
+    main = load(tmp_path / "train_lsgan.py").main
+    tiny = ["--width", "0.05", "--batch-size", "8"]
+    assert len(main([*tiny, "--epochs", "1", "--out", "run"])["epochs"]) == 1
+    assert len(main(["--resume", "run", "--epochs", "2"])["epochs"]) == 2
 
 
 @pytest.mark.parametrize("page", PAGES)
