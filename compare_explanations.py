@@ -15,7 +15,7 @@ network's weights become random (Adebayo et al. 2018, arXiv 1810.03292) or anoth
 for, and what it costs. Maps that know nothing of the network come first: without theirs, no number
 means anything.
 
-On two CPU cores a photo takes two minutes; the checks of the first --sanity photos five times that.
+On one CPU core a photo takes a minute; the checks of the first --sanity photos five more.
 
 Differences from the papers: pixels are taken away in 28 steps and replaced by a blur (10 px at 224)
 and by the photo's mean colour, both areas averaged; random weights keep each layer's mean and
@@ -25,7 +25,9 @@ standard deviation, so that activations stay finite without BatchNorm.
 import copy
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +39,7 @@ from torch.nn import functional as F
 import explain_perturb
 from common.checkpoint import resume_args
 from common.classifiers import find_class, load_classifier
-from common.deletion import blur, make_reference
+from common.deletion import area, blur, make_reference, probability_curve, smallest_area
 from common.device import is_first, make_rng, set_up
 from common.errors import Interrupted, exit_code, make_parser, number
 from common.gallery import explain_photos, load_arguments, report_failures, save_arguments
@@ -49,8 +51,7 @@ from smoothgrad import guided_backprop, input_gradient, integrated_gradients, ov
 from smoothgrad import smoothgrad as noisy_maps
 
 SCRIPT = "compare_explanations"
-STEPS = 28  # of the deletion and insertion curves
-LEFT = 0.1  # part of the probability at which the class counts as suppressed
+CHUNK = 16  # pictures at once; on a CPU 8 take a third more time each
 NOISE = 0.15  # sigma of SmoothGrad, in parts of the photo's range
 NUDGE = 0.02  # max-sensitivity: how far a pixel may move, of [0, 1]
 KINDS = ("rank", "SSIM")  # of likeness between two maps
@@ -121,7 +122,7 @@ def rise(network, x, target, rng, count=500, cells=7):
     side = x.shape[-1]
     cell = -(-side // cells)
     total, empty = torch.zeros(side, side, device=x.device), x.mean((2, 3), keepdim=True)
-    for some in torch.arange(count).split(8):
+    for some in torch.arange(count).split(CHUNK):
         coins = torch.rand((len(some), 1, cells + 1, cells + 1), generator=rng, device=x.device)
         large = F.interpolate((coins < 0.5).float(), ((cells + 1) * cell,) * 2, mode="bilinear")
         corners = torch.randint(cell, (len(some), 2), generator=rng, device=x.device).tolist()
@@ -146,15 +147,29 @@ def plain(explain):
     return rank
 
 
-def smooth(explain, reduce="signed", samples=50):
-    """Average a map of smoothgrad.py over noisy copies, then rank the pixels by it."""
+class Smooth(NamedTuple):
+    """A ranking of pixels by the mean of a map over noisy copies; methods may share the mean."""
 
-    def rank(network, x, target, rng):
+    mean: Callable  # from network, photo, target and generator to Maps
+    reduce: str = "signed"
+
+    def __call__(self, network, x, target, rng):
+        return self.read(self.mean(network, x, target, rng))
+
+    def read(self, maps):
+        """Rank the pixels by the mean of the map, of its absolute value or of its square."""
+        return over_channels(maps.get(self.reduce))[0].float()
+
+
+def noisy(explain, samples=50):
+    """Average a map of smoothgrad.py over noisy copies."""
+
+    def mean(network, x, target, rng):
         one = partial(explain, partial(input_gradient, network))
-        *_, maps = noisy_maps(one, x, target, NOISE, samples, 8, rng)
-        return over_channels(maps.get(reduce))[0].float()
+        *_, maps = noisy_maps(one, x, target, NOISE, samples, CHUNK, rng)
+        return maps
 
-    return rank
+    return mean
 
 
 def call(gradient, x, target):
@@ -169,7 +184,7 @@ def times_input(gradient, x, target):
 
 def integrated(gradient, x, target, steps=64):
     """Integrate the gradient, from black."""
-    return integrated_gradients(gradient, torch.zeros_like(x[:1]), steps, 8, x, target)
+    return integrated_gradients(gradient, torch.zeros_like(x[:1]), steps, CHUNK, x, target)
 
 
 def perturbation(*flags):
@@ -188,6 +203,7 @@ def perturbation(*flags):
     return rank
 
 
+gradients = noisy(call)
 METHODS = {
     "random": random_map,
     "centre": centre_map,
@@ -195,14 +211,14 @@ METHODS = {
     "brightness": brightness_map,
     "gradient": plain(call),
     "gradient x input": plain(times_input),
-    "SmoothGrad signed": smooth(call),
-    "SmoothGrad abs": smooth(call, "abs"),
-    "SmoothGrad squared": smooth(call, "squared"),
-    "gradient x input, smooth": smooth(times_input),
+    "SmoothGrad signed": Smooth(gradients),
+    "SmoothGrad abs": Smooth(gradients, "abs"),
+    "SmoothGrad squared": Smooth(gradients, "squared"),
+    "gradient x input, smooth": Smooth(noisy(times_input)),
     "Integrated Gradients": plain(integrated),
-    "Integrated Gradients, smooth": smooth(partial(integrated, steps=8), samples=16),
+    "Integrated Gradients, smooth": Smooth(noisy(partial(integrated, steps=8), samples=16)),
     "Guided Backpropagation": plain(guided_backprop),
-    "Guided Backpropagation, smooth": smooth(guided_backprop),
+    "Guided Backpropagation, smooth": Smooth(noisy(guided_backprop)),
     "perturbation, deletion": perturbation("--regularizer", "tv", "--game", "deletion"),
     "perturbation, areas": perturbation("--regularizer", "area", "--game", "deletion"),
     "perturbation, nested": perturbation(),
@@ -215,63 +231,22 @@ BLIND = ("random", "centre", "edges", "brightness")
 # ------------------------------------------------------------------------------------ the metrics
 
 
-@torch.no_grad()
-def probability_curve(network, x, target, heat, fill, insertion=False):
-    """Take pixels away in the order of a map, or put them back, and watch the probability.
-
-    :param torch.nn.Module network: from pixels in [0, 1] to logits
-    :param torch.Tensor x: the photo, (1, C, H, W)
-    :param torch.Tensor target: the class, (1,)
-    :param torch.Tensor heat: the map, (H, W); the largest value goes first, ties in reading order
-    :param torch.Tensor fill: what is there without the photo, (1, C, H, W)
-    :param bool insertion: begin with ``fill`` and put the photo's pixels in
-    :return: the probability after 0, 1/28, ... 28/28 of the pixels
-    :rtype: numpy.ndarray
-    """
-    order = heat.flatten().argsort(descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=x.device)
-    counts = torch.linspace(0, len(order), STEPS + 1, device=x.device).round()
-    changed = (rank < counts[:, None]).view(-1, 1, *heat.shape)
-    before, after = (fill, x) if insertion else (x, fill)
-    pictures = torch.where(changed, after, before)
-    logits = torch.cat([network(some) for some in pictures.split(8)])
-    return logits.softmax(1)[:, target[0]].cpu().numpy()
+def nudge(x, rng):
+    """Move each value of a photo by up to 0.02."""
+    return x + NUDGE * (2 * torch.rand(x.shape, generator=rng, device=x.device) - 1)
 
 
-def area(curve):
-    """Integrate a curve over the part of the pixels, from 0 to 1, by the trapezoidal rule."""
-    return float((curve[1:] + curve[:-1]).mean() / 2)
-
-
-def smallest_area(curve):
-    """Find the part of the pixels after whose loss 10 % of the probability are left.
-
-    :param numpy.ndarray curve: of a deletion
-    :return: from 0 to 1, interpolated; 1 if it never falls so low
-    :rtype: float
-    """
-    low = np.flatnonzero(curve <= LEFT * curve[0])
-    if not len(low):
-        return 1.0
-    i = low[0]
-    part = (curve[i - 1] - LEFT * curve[0]) / (curve[i - 1] - curve[i])
-    return float((i - 1 + part) / (len(curve) - 1))
-
-
-def max_sensitivity(explain, x, heat, rng, count=2):
+def max_sensitivity(heat, moved):
     """Find how far a map moves when the photo is nudged: max |M(x + d) - M(x)| / |M(x)|.
 
     Yeh et al. 2019 (arXiv 1901.09392), definition 2, with d uniform in +-0.02.
 
-    :param Callable explain: from a photo, (1, C, H, W), to its map, (H, W)
-    :param int count: of nudges
+    :param torch.Tensor heat: the photo's map
+    :param list[torch.Tensor] moved: the maps of nudged photos
     :return: at least 0; 1 means that the map moves by its own length
     :rtype: float
     """
-    nudges = [torch.rand(x.shape, generator=rng, device=x.device) for _ in range(count)]
-    moved = [explain(x + NUDGE * (2 * nudge - 1)) - heat for nudge in nudges]
-    return float(max(m.norm() for m in moved) / heat.norm().clamp_min(1e-30))
+    return float(max((m - heat).norm() for m in moved) / heat.norm().clamp_min(1e-30))
 
 
 def randomise(network, stage, rng):
@@ -310,10 +285,38 @@ def similarity(a, b):
 # ------------------------------------------------------------------------------- photo by photo
 
 
+def rank_pixels(args, folder, stop, network, x, target):
+    """Make the maps of all methods; where some share a mean, each counts as if it were alone.
+
+    :param Stop stop: its ``signum`` is the signal that came, if one did
+    :return: by method the map, (H, W), the seconds, and the pictures evaluated
+    :rtype: dict[str, tuple[torch.Tensor, float, int]]
+    :raises Interrupted: if a signal came
+    """
+    found, shared, evaluations = {}, {}, []
+    counter = network.register_forward_pre_hook(lambda _, x: evaluations.append(len(x[0])))
+    try:
+        for name in args.methods:
+            if stop.signum:
+                line = f"stopped; go on with: python {SCRIPT}.py --resume {folder}"
+                raise Interrupted(line, stop.signum)
+            method = METHODS[name]
+            compute = getattr(method, "mean", method)
+            if compute not in shared:
+                evaluations.clear()
+                began, rng = time.time(), make_rng(x.device, args.seed, 0)
+                shared[compute] = compute(network, x, target, rng), time.time() - began
+                shared[compute] += (sum(evaluations),)
+            heat, *cost = shared[compute]
+            found[name] = method.read(heat) if compute is not method else heat, *cost
+    finally:
+        counter.remove()
+    return found
+
+
 def explain_photo(classifier, args, folder, stop, sanity, photo, stem):
     """Measure every method on one photo.
 
-    :param Stop stop: its ``signum`` is the signal that came, if one did
     :param bool sanity: whether to make the costly checks as well
     :param str stem: what the file of this photo's maps is called
     :return: its record in metrics.json
@@ -328,21 +331,11 @@ def explain_photo(classifier, args, folder, stop, sanity, photo, stem):
     second = rank[1] if rank[0] == label else rank[0]
     target, other = (torch.tensor([index], device=device) for index in (label, second))
     fills = {"blur": blur(x), "mean": x.mean((2, 3), keepdim=True).expand_as(x)}
-    cascade = [randomise(network, s + 1, make_rng("cpu", args.seed)) for s in range(STAGES)]
-    found, heats, evaluations = {}, {"photo": x[0].cpu().numpy()}, []
-    counter = network.register_forward_pre_hook(lambda _, x: evaluations.append(len(x[0])))
-    for name in args.methods:
-        if stop.signum:
-            counter.remove()
-            raise Interrupted(f"stopped; go on: python {SCRIPT}.py --resume {folder}", stop.signum)
-
-        def explain(x, network=network, target=target, method=METHODS[name]):
-            return method(network, x, target, make_rng(device, args.seed, 0))
-
-        evaluations.clear()
-        began = time.time()
-        heat = explain(x)
-        row = {"seconds": time.time() - began, "evaluations": sum(evaluations)}
+    explain = partial(rank_pixels, args, folder, stop)
+    rows, heats = {}, {"photo": x[0].cpu().numpy()}
+    found = explain(network, x, target)
+    for name, (heat, seconds, evaluations) in found.items():
+        rows[name] = row = {"seconds": seconds, "evaluations": evaluations}
         for game in ("deletion", "insertion"):
             for fill, picture in fills.items():
                 curve = probability_curve(network, x, target, heat, picture, game == "insertion")
@@ -350,20 +343,26 @@ def explain_photo(classifier, args, folder, stop, sanity, photo, stem):
                 row[f"{game}, {fill}"] = area(curve)
             row[game] = (row[f"{game}, blur"] + row[f"{game}, mean"]) / 2
         row["smallest area"] = smallest_area(np.array(row["deletion curve, blur"]))
-        if sanity:
-            row["sensitivity"] = max_sensitivity(explain, x, heat, make_rng(device, args.seed, 1))
-            row["other class"] = similarity(heat, explain(x, target=other))[0]
-            pairs = [similarity(heat, explain(x, network=weights)) for weights in cascade]
+        heats[name] = heat.cpu().numpy().astype(np.float32)
+    if sanity:
+        rng = make_rng(device, args.seed, 1)
+        moved = [explain(network, nudge(x, rng), target) for _ in range(2)]
+        others = explain(network, x, other)
+        cascade = [explain(randomise(network, stage, make_rng("cpu", args.seed)), x, target)
+                   for stage in range(1, STAGES + 1)]  # fmt: skip
+        for name, row in rows.items():
+            heat = found[name][0]
+            row["sensitivity"] = max_sensitivity(heat, [maps[name][0] for maps in moved])
+            row["other class"] = similarity(heat, others[name][0])[0]
+            pairs = [similarity(heat, maps[name][0]) for maps in cascade]
             row |= {f"random weights, {k}": [p[i] for p in pairs] for i, k in enumerate(KINDS)}
             row["random weights"] = pairs[-1][0]
-        found[name], heats[name] = row, heat.cpu().numpy().astype(np.float32)
-    counter.remove()
     with replacing(folder / "maps" / f"{stem}.npz") as part:
         np.savez_compressed(part, **heats)
     return {"path": photo, "target": label, "class_name": classifier.classes[label],
             "probability": float(probabilities[label]), "seconds": time.time() - started,
-            "evaluations": sum(row["evaluations"] for row in found.values()),
-            "maps": f"maps/{stem}.npz", "methods": found}  # fmt: skip
+            "evaluations": sum(row["evaluations"] for row in rows.values()),
+            "maps": f"maps/{stem}.npz", "methods": rows}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------ the script

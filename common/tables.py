@@ -9,13 +9,13 @@ def summarise(images, columns):
     """Average the metrics over photos.
 
     :param list[dict] images: the photos' records, each with "methods": metrics by method
-    :param list[str] columns: which metrics; a photo may lack some
+    :param list[str] columns: which metrics; a photo may lack some, and all but the first methods
     :return: by method, by column, the mean, its standard error and the number of photos
     :rtype: dict[str, dict[str, tuple[float, float, int]]]
     """
     table = {}
     for name in images[0]["methods"]:
-        rows = [image["methods"][name] for image in images]
+        rows = [image["methods"][name] for image in images if name in image["methods"]]
         table[name] = {}
         for column in columns:
             values = np.array([row[column] for row in rows if column in row], dtype=float)
@@ -25,15 +25,16 @@ def summarise(images, columns):
     return table
 
 
-def write_tables(folder, table, columns, blind=()):
-    """Write the means as Markdown, the best of each column in bold, and as CSV; print them.
+def to_markdown(table, columns, blind=()):
+    """Write the means as Markdown, the best of each column in bold.
 
     Maps that are blind to the network can't win: that they never change is no merit.
 
-    :param pathlib.Path folder: the run folder
     :param dict table: as from :func:`summarise`
     :param dict[str, str] columns: for each metric which end is the good one, "low" or "high"
     :param tuple[str] blind: methods that can't win
+    :return: the table's lines
+    :rtype: list[str]
     """
     present = [c for c in columns if c in next(iter(table.values()))]
     best = {}
@@ -41,19 +42,32 @@ def write_tables(folder, table, columns, blind=()):
         means = [row[column][0] for name, row in table.items() if name not in blind]
         best[column] = (max if columns[column] == "high" else min)(means, default=None)
     lines = ["| method | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|"]
-    csv = []
     for name, row in table.items():
         cells = []
         for column in present:
-            mean, error, _ = row[column]
-            text = f"{mean:.0f}" if column == "evaluations" else f"{mean:.3f} ± {error:.3f}"
+            mean, error, count = row[column]
+            text = f"{mean:.3f} ± {error:.3f}" if count > 1 else f"{mean:.3f}"
+            text = f"{mean:.0f}" if column == "evaluations" else text
             won = name not in blind and mean == best[column]
             cells.append(f"**{text}**" if won else text)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        flat = {
-            f"{c}{end}": row[c][i] for c in columns for i, end in enumerate(("", " error", " n"))
-        }
-        csv.append({"method": name} | flat)
+    return lines
+
+
+def write_tables(folder, table, columns, blind=()):
+    """Write the means as Markdown, see :func:`to_markdown`, and as CSV; print them.
+
+    :param pathlib.Path folder: the run folder
+    :param dict table: as from :func:`summarise`
+    :param dict[str, str] columns: for each metric which end is the good one, "low" or "high"
+    :param tuple[str] blind: methods that can't win
+    """
+    lines = to_markdown(table, columns, blind)
+    csv = [
+        {"method": name}
+        | {f"{c}{end}": row[c][i] for c in row for i, end in enumerate(("", " error", " n"))}
+        for name, row in table.items()
+    ]
     with replacing(folder / "table.md") as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_csv(folder / "table.csv", csv)

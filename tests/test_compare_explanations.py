@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from torch import nn
 
 import compare_explanations as compare
 from common.checkpoint import save_checkpoint
+from common.deletion import STEPS
 from common.errors import UserError
 from common.layers import to_plain
+from common.run import Stop
 
 ROOT = Path(compare.__file__).parent
 SIDE = 16
@@ -75,7 +78,7 @@ def test_curves_begin_with_one_picture_and_end_with_the_other(photo, perfect):
     with torch.no_grad():
         p_photo, p_fill = Reader()(torch.cat([photo, fill])).softmax(1)[:, 1].tolist()
     curve = compare.probability_curve(Reader(), photo, TARGET, perfect, fill)
-    assert len(curve) == compare.STEPS + 1
+    assert len(curve) == STEPS + 1
     assert curve[[0, -1]] == pytest.approx([p_photo, p_fill])
     curve = compare.probability_curve(Reader(), photo, TARGET, perfect, fill, insertion=True)
     assert curve[[0, -1]] == pytest.approx([p_fill, p_photo])
@@ -91,7 +94,7 @@ def test_each_step_of_a_curve_takes_its_share_of_the_pixels():
     heat = torch.arange(SIDE * SIDE).view(SIDE, SIDE).float()
     x = torch.ones(1, 3, SIDE, SIDE)
     compare.probability_curve(count, x, TARGET, heat, torch.zeros_like(x))
-    wanted = torch.linspace(0, SIDE * SIDE, compare.STEPS + 1).round()
+    wanted = torch.linspace(0, SIDE * SIDE, STEPS + 1).round()
     assert counts == wanted.int().tolist()
 
 
@@ -110,18 +113,20 @@ def test_smallest_area_of_known_curves():
 def test_the_smallest_area_of_the_perfect_map_is_the_square(photo, perfect):
     black = torch.zeros_like(photo)
     curve = compare.probability_curve(Reader(), photo, TARGET, perfect, black)
-    assert compare.smallest_area(curve) < 16 / 256 + 1 / compare.STEPS
+    assert compare.smallest_area(curve) < 16 / 256 + 1 / STEPS
 
 
 def test_sensitivity_is_zero_for_a_constant_and_known_for_a_linear_map(photo):
-    rng = partial(torch.Generator().manual_seed, 0)
-    heat = torch.ones(SIDE, SIDE)
-    assert compare.max_sensitivity(lambda x: heat, photo, heat, rng()) == 0
+    rng = torch.Generator().manual_seed(0)
+    heat, nudged = torch.ones(SIDE, SIDE), [compare.nudge(photo, rng) for _ in range(2)]
+    assert all((n - photo).abs().max() <= compare.NUDGE + 1e-6 for n in nudged)
+    assert compare.max_sensitivity(heat, [heat, heat]) == 0
     mean = photo.mean((0, 1))
-    found = compare.max_sensitivity(lambda x: x.mean((0, 1)), photo, mean, rng())
+    found = compare.max_sensitivity(mean, [n.mean((0, 1)) for n in nudged])
     # the mean of three uniform numbers in +-0.02 has the deviation 0.02 / 3
     wanted = compare.NUDGE / 3 * SIDE / mean.norm()
     assert found == pytest.approx(float(wanted), rel=0.15)
+    assert compare.max_sensitivity(mean, [mean, 3 * mean]) == pytest.approx(2)  # the worst counts
 
 
 def small_network():
@@ -191,6 +196,24 @@ def test_methods_find_the_square(name, photo):
     chance = np.mean([areas(photo, torch.rand(SIDE, SIDE, generator=rng)) for _ in range(5)], 0)
     assert deletion < chance[0]
     assert insertion > chance[1]
+
+
+def test_methods_that_share_samples_give_what_each_gives_alone(photo):
+    shared = ["SmoothGrad signed", "gradient", "SmoothGrad squared", "SmoothGrad abs"]
+    network, calls = small_network(), []
+    network[0].register_forward_hook(lambda *_: calls.append(1))
+    args = SimpleNamespace(methods=shared, seed=0)
+    together = compare.rank_pixels(args, None, Stop(), network, photo, TARGET)
+    count = len(calls)
+    assert list(together) == shared
+    for name in shared:
+        calls.clear()
+        args.methods = [name]
+        (alone,) = compare.rank_pixels(args, None, Stop(), network, photo, TARGET).values()
+        assert alone[0].equal(together[name][0])
+        assert alone[2] == together[name][2] == (1 if name == "gradient" else 50)
+    assert count == len(calls) + 1  # the three of them cost as much as one, and the gradient
+    assert not network._forward_pre_hooks
 
 
 def test_grad_cam_by_hand():
@@ -280,6 +303,13 @@ def test_a_resumed_run_measures_only_what_is_missing(checkpoint, photos, tmp_pat
     for a, b in zip(whole["images"], again["images"], strict=True):
         for name in CHEAP:
             assert a["methods"][name]["deletion"] == b["methods"][name]["deletion"]
+
+
+def test_without_checks_there_are_tables_all_the_same(checkpoint, photos, tmp_path):
+    found = run(checkpoint, photos, tmp_path / "run", "--sanity", "0")
+    assert "sensitivity" not in found["table"]["gradient"]
+    assert "table.csv" in found["files"]
+    assert "random_weights.png" not in found["files"]
 
 
 def test_a_broken_photo_costs_no_other(checkpoint, photos, tmp_path, capsys):
