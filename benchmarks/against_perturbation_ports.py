@@ -99,7 +99,7 @@ class PortGame(explain_perturb.Game):
 
     def objective(self, theta, draw):
         """Compute the port's objective, averaged over the draws of noise."""
-        m = theta.sigmoid()
+        m = self.regions(theta, None)
         return port_terms(m)[:, 0] + self.scores(m, draw).mean()
 
     def scores(self, m, draw):
@@ -131,7 +131,7 @@ def ours_on_port(network, x, target, iterations, pictures):
     theta = game.start()
     for _ in explain_perturb.optimise(game, theta, args, make_rng("cpu", 0)):
         pass
-    return theta.detach().sigmoid()[0, 0]
+    return game.regions(theta.detach(), None)[0, 0]
 
 
 def ours(network, x, target):

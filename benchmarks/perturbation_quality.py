@@ -27,7 +27,7 @@ from common.deletion import make_reference
 from common.device import make_rng, set_up
 from common.folding import fold
 from common.images import plot_curves
-from common.masks import enlarge
+from common.masks import enlarge, level_sets
 from common.photos import find_photos, read_photo
 from compare_explanations import area, probability_curve
 
@@ -69,7 +69,7 @@ def learn(network, x, target, args):
 def random_mask(deleted, cells, rng):
     """Delete cells at random, as smooth as a learned mask, and of the same area."""
     order = torch.rand(1, 1, cells, cells, generator=rng) * 40
-    return 1 - enlarge(explain_perturb.level_sets(order, torch.tensor([deleted]))[0, 0], 224)
+    return 1 - enlarge(level_sets(order, torch.tensor([deleted]))[0, 0], 224)
 
 
 def central_square(deleted):

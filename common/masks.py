@@ -19,6 +19,48 @@ def enlarge(masks, size):
     return weights @ masks @ weights.T
 
 
+def sum_levels(cells, side):
+    """Add up maps of side, side / 2, side / 4... cells, where one step moves large parts at once.
+
+    :param torch.Tensor cells: of all maps, the finest first, (N, K, :func:`count_cells`)
+    :param int side: of the finest map, s
+    :return: (N, K, s, s)
+    :rtype: torch.Tensor
+    """
+    sides = [side >> k for k in range(side.bit_length() - 1)]  # down to 3 or 2
+    maps = cells.split([n * n for n in sides], 2)
+    maps = [m.unflatten(2, (n, n)) for m, n in zip(maps, sides, strict=True)]
+    return sum(F.interpolate(m, (side, side), mode="bilinear") for m in maps)
+
+
+def count_cells(side):
+    """Count the cells of all maps that :func:`sum_levels` adds up."""
+    return sum((side >> k) ** 2 for k in range(side.bit_length() - 1))
+
+
+def level_sets(values, areas):
+    """Cut a map into nested masks, the softened sets of its largest values.
+
+    :param torch.Tensor values: (N, 1, s, s)
+    :param torch.Tensor areas: what the mean of each mask has to be, (K,)
+    :return: sigmoid(values - q), (N, K, s, s)
+    :rtype: torch.Tensor
+    """
+    areas = areas.view(1, -1, 1, 1)
+    with torch.no_grad():  # the threshold q, by bisection
+        low = values.amin((2, 3), keepdim=True) - areas.logit().clamp_min(0)
+        high = values.amax((2, 3), keepdim=True) - areas.logit().clamp_max(0)
+        for _ in range(30):
+            q = (low + high) / 2
+            above = (values - q).sigmoid().mean((2, 3), keepdim=True) > areas
+            low, high = torch.where(above, q, low), torch.where(above, high, q)
+        soft = (values - q).sigmoid()
+        slope = (soft * (1 - soft)).mean((2, 3), keepdim=True).clamp_min(1e-12)
+    # A step of Newton's method, which hardly moves q, gives it the derivative of the true one.
+    mean = (values - q).sigmoid().mean((2, 3), keepdim=True)
+    return (values - q - (mean - areas) / slope).sigmoid()
+
+
 def smooth_max(masks, radius=2, temperature=0.05):
     """Give each cell the softened maximum of its surroundings: nothing is smaller than a disc.
 

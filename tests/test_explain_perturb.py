@@ -17,7 +17,15 @@ import explain_perturb as script
 from common.checkpoint import save_checkpoint
 from common.device import make_rng
 from common.errors import UserError
-from common.masks import area_penalty, enlarge, smooth_max, total_variation
+from common.masks import (
+    area_penalty,
+    count_cells,
+    enlarge,
+    level_sets,
+    smooth_max,
+    sum_levels,  # fmt: skip
+    total_variation,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, SQUARE = (
@@ -99,7 +107,7 @@ def test_objective_is_the_sum_of_its_three_terms(game, sign):
     reference = torch.zeros_like(x)
     found = script.Game(Toy(), x, reference, torch.tensor([0]), args)
     u = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9]])
-    value = found.objective(u.logit()[None, None], found.draw(make_rng("cpu", 0)))
+    value = found.objective(u.logit().view(1, 1, 9), found.draw(make_rng("cpu", 0)))
     m = enlarge(1 - u if game == "deletion" else u, SIZE)
     score = float(Toy()(x * m)[0, 0])
     want = 0.3 * 0.5 + 0.7 * (0.3**2 + 0.1**2) + sign * score
@@ -118,7 +126,7 @@ def test_score_is_averaged_over_the_jitter():
     padded = torch.nn.functional.pad(x, (0, 3, 0, 3), "replicate")
     shifted = [padded[..., i : i + SIZE, j : j + SIZE] for i, j in draw.shifts]
     want = torch.stack([Toy()(s)[0, 0] for s in shifted]).mean()
-    value = game.objective(torch.full((1, 1, 16, 16), -30.0), draw)
+    value = game.objective(torch.full_like(game.start(), -30.0), draw)
     assert float(value) == pytest.approx(float(want), rel=1e-5)
 
 
@@ -157,7 +165,7 @@ def test_level_sets_have_the_areas_and_are_nested(scale):
     """Whatever the map, flat or steep, masks have their areas, each within the next."""
     values = torch.randn(2, 1, 9, 9, generator=torch.Generator().manual_seed(1)) * scale
     areas = torch.tensor([0.02, 0.3, 0.31, 0.9])
-    masks = script.level_sets(values, areas)
+    masks = level_sets(values, areas)
     torch.testing.assert_close(masks.mean((2, 3)), areas.expand(2, -1), atol=2e-3, rtol=0)
     assert (masks.diff(dim=1) >= 0).all()
 
@@ -166,9 +174,9 @@ def test_level_sets_gradient_is_that_of_finite_differences():
     """The threshold moves with the map, and the gradient knows it."""
     values = torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(1)).double()
     areas = torch.tensor([0.2, 0.6]).double()
-    assert torch.autograd.gradcheck(lambda v: script.level_sets(v, areas),
+    assert torch.autograd.gradcheck(lambda v: level_sets(v, areas),
                                     values.requires_grad_(), atol=1e-4)  # fmt: skip
-    masks = script.level_sets(values, areas)
+    masks = level_sets(values, areas)
     (gradient,) = torch.autograd.grad(masks.mean((2, 3)).sum(), values)
     assert gradient.abs().max() < 1e-6  # no change of the map changes an area
 
@@ -204,6 +212,18 @@ def test_enlarge_keeps_constants_and_range():
     assert large.shape == (2, 3, 33, 33)
     assert masks.min() <= large.min() < large.max() <= masks.max()
     torch.testing.assert_close(enlarge(torch.full((4, 4), 0.3), 9), torch.full((9, 9), 0.3))
+
+
+def test_levels_add_up():
+    """Each map counts as if enlarged on its own; maps of other sides than powers of 2 as well."""
+    assert [count_cells(side) for side in (2, 3, 7, 28)] == [4, 9, 49 + 9, 784 + 196 + 49 + 9]
+    cells = torch.randn(2, 3, count_cells(6), generator=torch.Generator().manual_seed(0))
+    fine, coarse = cells[..., :36].view(2, 3, 6, 6), cells[..., 36:].view(2, 3, 3, 3)
+    summed = sum_levels(cells, 6)
+    torch.testing.assert_close((summed - fine)[..., 0, 0], coarse[..., 0, 0])
+    torch.testing.assert_close(
+        (summed - fine)[..., 1, 2], 0.75 * (0.25 * coarse[..., 0, 0] + 0.75 * coarse[..., 0, 1])
+        + 0.25 * (0.25 * coarse[..., 1, 0] + 0.75 * coarse[..., 1, 1]))  # fmt: skip
 
 
 def test_smooth_max_grows_a_cell_into_a_disc():
@@ -258,8 +278,8 @@ class Convex(script.Game):
     """An objective with one minimum: squared distance to a map, the same in every draw."""
 
     def objective(self, theta, draw):
-        wanted = torch.linspace(-1, 1, theta[0].numel()).view(theta[0].shape)
-        return ((theta - wanted) ** 2 * torch.linspace(1, 5, theta.shape[-1])).mean((1, 2, 3)) + 2
+        wanted, weights = (torch.linspace(*ends, theta.shape[-1]) for ends in ((-1, 1), (1, 5)))
+        return ((theta - wanted) ** 2 * weights).mean((1, 2)) + 2
 
 
 def test_lbfgs_and_adam_reach_the_same_minimum():
