@@ -36,16 +36,16 @@ from common.classifiers import find_class, load_classifier
 from common.deletion import blur, deletion_test
 from common.device import fit_memory, is_first, make_rng, ranks, set_up
 from common.errors import Interrupted, UserError, exit_code, make_parser, number
-from common.gallery import explain_photos, load_arguments, report_failures, save_arguments, say
+from common.gallery import explain_photos, finish_photos, load_arguments, save_arguments, say
 from common.images import add_caption, save_gif, save_png
-from common.panels import contact_sheet, draw_panel, to_picture
+from common.panels import draw_panel, to_picture
 from common.photos import find_photos, read_photo
-from common.run import finish, open_run, replacing, watching_signals
+from common.run import open_run, replacing, watching_signals
 
 SCRIPT = "smoothgrad"
 METHODS = ("gradient", "gradient-x-input", "integrated", "guided")
 REDUCE = ("signed", "abs", "squared", "variance")
-FREE = {"image", "cuda", "chunk", "resume"}  # what --resume may change
+FREE = {"image", "cuda", "chunk", "resume", "html"}  # what --resume may change
 
 
 # ----------------------------------------------------------------- the gradient and its relatives
@@ -395,6 +395,7 @@ def get_parser():
     group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
     group.add_argument("--resume", metavar="RUN", help="go on with the photos that a run lacks")
     group.add_argument("--gif", action="store_true", help="show the maps forming")
+    group.add_argument("--html", action="store_true", help="write report.html, to play with")
     group.add_argument("--dry-run", action="store_true", help="two samples: does everything work?")
     return parser
 # fmt: on
@@ -435,15 +436,8 @@ def main(argv=None):
 
     with watching_signals() as stop:
         images, failed = explain_photos(photos, folder, explain)
-    if not is_first():
-        return {}
-    if len(photos) > 1:
-        panels = {folder / image["panel"]: image["path"] for image in images}
-        contact_sheet(folder / "contact_sheet.png", panels, columns=2, side=640)
-    dataset, found = f"{len(images)} photos", {"images": images, "failed": failed}
-    found = finish(folder, SCRIPT, args, argv, dataset, device, started, **found)
-    report_failures(failed, len(photos))
-    return found
+    return finish_photos(folder, SCRIPT, args, argv, device, started, images, failed, 640,
+                         args.html and get_parser())  # fmt: skip
 
 
 if __name__ == "__main__":

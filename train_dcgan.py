@@ -41,6 +41,7 @@ from common.errors import Interrupted, UserError, exit_code, make_parser, number
 from common.fid import PANELS, SCORES, make_judge
 from common.images import add_caption, interpolate, plot_curves, save_gif, save_png, to_grid
 from common.layers import Linear, linear_layer, make_layer
+from common.report import gan_page, make_walks
 from common.run import finish, open_run, replacing, watching_signals, write_csv
 
 SCRIPT = "train_dcgan"
@@ -48,7 +49,7 @@ SIDE = 28  # pixels
 COLUMNS = ("d_loss", "g_loss", "d_real", "d_fake")
 # What --resume may change: nothing here touches what the run has already learnt.
 FREE = {"epochs", "cuda", "compile", "fid", "gif_every", "checkpoint_every", "data_dir", "resume",
-        "n", "tensorboard"}  # fmt: skip
+        "n", "tensorboard", "html"}  # fmt: skip
 START = {"done": 0, "totals": [0.0] * 4}  # of an epoch: batches behind us, sums over them
 
 
@@ -204,9 +205,8 @@ def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args,
         # A fixed decay would remember the random first weights of a short run for too long.
         seen = (epoch - 1) * steps + step
         update_ema(ema, generator, min(args.ema, (1 + seen) / (10 + seen)))
-        with torch.no_grad():
-            scores = [x.float().sigmoid().mean() for x in (real_logits, fake_logits)]
-            totals += torch.stack([d_loss, g_loss, *scores])
+        scores = [x.float().sigmoid().mean() for x in (real_logits, fake_logits)]
+        totals += torch.stack([d_loss, g_loss, *scores]).detach()
         progress["done"] = step + 1
         if stop():
             break
@@ -288,8 +288,7 @@ def get_parser():
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default="auto", choices=NAMES, help=(
-        "what to draw; auto: EMNIST from --data-dir, else downloaded, else the built-in glyphs; "
-        "folder: your own pictures, one folder per class in --data-dir"))
+        "auto: EMNIST, from disk or downloaded, else glyphs; folder: your own, in class folders"))
     group.add_argument("--data-dir", default="data", help="where datasets are, or go to")
     group.add_argument("--split", default="balanced", choices=EMNIST_SPLITS, help="EMNIST's split")
     group.add_argument("--glyphs", type=some, default=20_000, help="how many glyphs to make")
@@ -325,6 +324,7 @@ def get_parser():
     group.add_argument("--gif-every", type=some, default=1, help="epochs from frame to frame")
     group.add_argument("--checkpoint-every", type=some, default=1, help="epochs per checkpoint")
     group.add_argument("--tensorboard", action="store_true", help="show it while it goes on")
+    group.add_argument("--html", action="store_true", help="write report.html, to play with")
     group.add_argument("--dry-run", action="store_true", help="one batch: does everything work?")
     return parser
 # fmt: on
@@ -411,7 +411,7 @@ def main(argv=None):
             before, began = progress["done"], time.time()
             train(*networks, ema, g_optimizer, d_optimizer, images, args, stop, progress, epoch)
             steps = progress["done"]
-            means = [total / steps for total in progress["totals"]]
+            d_loss, g_loss, d_real, d_fake = means = [t / steps for t in progress["totals"]]
             if not np.isfinite(means).all():
                 raise UserError(f"no finite loss in epoch {epoch}: start again, smaller --lr")
             if not progress["whole"]:
@@ -420,13 +420,11 @@ def main(argv=None):
             scores = look(epoch)
             history.append({"epoch": epoch, **dict(zip(COLUMNS, means, strict=True)),
                             "images_per_second": round(speed, 1), **scores})  # fmt: skip
-            d_loss, g_loss, d_real, d_fake = means
             say(f"epoch {epoch:3d}   D loss {d_loss:.3f}   G loss {g_loss:.3f}   D(x) {d_real:.2f}"
                 f"   D(G(z)) {d_fake:.2f}   {speed:,.0f} images/s"
                 f"{'   FID {fid:.3f}'.format(**scores) if scores else ''}", flush=True)  # fmt: skip
             if d_real > 0.9 and d_fake < 0.1:
-                say("warning: the discriminator has won, so the generator learns little from it: "
-                    "try a smaller --lr, or more data", file=sys.stderr)  # fmt: skip
+                say("warning: the discriminator has won: smaller --lr, more data?", file=sys.stderr)
             epoch, progress = epoch + 1, dict(START)
             if epoch > args.epochs or (epoch - 1) % args.checkpoint_every == 0:
                 save()
@@ -441,6 +439,9 @@ def main(argv=None):
     plot_curves(folder / "losses.png", history, panels, levels)
     shown = sorted({*range(0, epoch, args.gif_every), epoch - 1})
     save_gif(folder / "epochs.gif", [folder / f"samples/epoch_{e:03d}.png" for e in shown])
+    if args.html:
+        walks = torch.cat([*draw(ema, make_walks(fixed_z[:16], args.latent))])
+        gan_page(folder, SCRIPT, args, get_parser(), history, panels, levels, walks)
     fid = judge and judge.report(score(ema, judge, args), ceiling)
     return finish(folder, SCRIPT, args, argv, data.name, device, started, epochs=history, fid=fid)
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common.device import ranks
+from common.device import is_first, ranks
 from common.errors import PeerError, UserError
-from common.run import replacing
+from common.panels import contact_sheet
+from common.report import photos_page
+from common.run import finish, replacing
 from common.watch import show_records
 
 
@@ -140,6 +142,32 @@ def explain_photos(photos, folder, explain, group=1):
     show_records(folder)
     records = read_records(folder)
     return [records[stems[photo]] for photo in photos if stems[photo] in records], failed
+
+
+def finish_photos(folder, script, args, argv, device, started, images, failed, side, parser=None):
+    """End a run: its contact sheet, its page, metrics.json, and what went wrong.
+
+    :param list[dict] images: the records of all photos
+    :param dict[str, str] failed: what was wrong with the others
+    :param int side: of a photo's panel on the contact sheet, in pixels
+    :param argparse.ArgumentParser parser: a new one of the script, for the page; without it there
+        is no page. The other parameters are those of :func:`common.run.finish`
+    :return: what metrics.json holds; nothing in all processes but the first
+    :rtype: dict
+    :raises UserError: as :func:`report_failures`
+    """
+    if not is_first():
+        return {}
+    count = len(images) + len(failed)
+    if count > 1:
+        panels = {folder / image["panel"]: image["path"] for image in images}
+        contact_sheet(folder / "contact_sheet.png", panels, columns=2, side=side)
+    if parser:
+        photos_page(folder, script, args, parser, images)
+    found = {"images": images, "failed": failed}
+    found = finish(folder, script, args, argv, f"{len(images)} photos", device, started, **found)
+    report_failures(failed, count)
+    return found
 
 
 def report_failures(failed, count):

@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 from common.run import replacing
 from common.watch import show_picture
 
+CAPTION = 22  # pixels of the strip below a picture
+
 
 def to_grid(images, columns, scale=2, gap=2):
     """Lay images out in rows, on one fixed range, so that two grids can be compared.
@@ -36,11 +38,11 @@ def add_caption(picture, text):
 
     :param numpy.ndarray picture: uint8, (H, W, 3)
     :param str text: one line
-    :return: uint8, (H + 22, W, 3)
+    :return: uint8, (H + CAPTION, W, 3)
     :rtype: numpy.ndarray
     """
     height, width = picture.shape[:2]
-    canvas = Image.new("RGB", (width, height + 22))
+    canvas = Image.new("RGB", (width, height + CAPTION))
     canvas.paste(Image.fromarray(picture))
     ImageDraw.Draw(canvas).text((6, height + 3), text, "white", ImageFont.load_default(14))
     return np.asarray(canvas)
