@@ -16,12 +16,12 @@ learns one map s, whose level sets are the masks of all areas a:
 
     1 - m_a = sigmoid(s - q_a),    with the threshold q_a for which mean(1 - m_a) = a
 
-Each step draws some areas, deletes one half of them and keeps the other half. Nothing has to be
-weighed against anything, and what comes out ranks the photo's parts. Reported is the smallest
-area that takes 95 % of the class's probability (--suppress). The map is a sum of maps of 28, 14, 7
-and 3 cells a side, so that a few steps move large parts: a third less is deleted than from one map.
+Each step draws some areas, deletes one half of them and keeps the other half, with half the weight
+(--keep-weight). What comes out ranks the photo's parts; reported is the smallest area that takes
+95 % of the class's probability (--suppress). The map is the sum of maps of 28, 14, 7 and 3 cells a
+side, so that few steps move large parts: from one map alone, half as much again is deleted.
 
-On one CPU core a photo takes 9 seconds, for 100 pictures evaluated.
+On one CPU core a photo takes 4 seconds, for 100 pictures evaluated.
 
 Differences from the paper: masks are sigmoids, as L-BFGS needs; the score is log odds, as a
 probability near 1 has no gradient; l1 and l2 weigh means, not sums.
@@ -111,6 +111,8 @@ class Game:
         count = self.masks * (1 + both) if fixed else args.pictures
         self.keeps = torch.full((count,), args.game == "preservation", device=x.device)
         self.keeps[1::2] |= both
+        # The areas reported are those of deletion: it counts more than preservation.
+        self.signs = torch.where(self.keeps, -args.keep_weight if both else -1.0, 1.0)
         self.jitter = max(1, round(args.jitter * self.size / 224))
         self.padded = [F.pad(v, (0, self.jitter - 1) * 2, "replicate") for v in (x, reference)]
 
@@ -168,7 +170,7 @@ class Game:
         m = masks.enlarge(torch.where(self.keeps[:, None, None], u, 1 - u), self.size)
         z = self.perturb(m, draw).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         score = class_score(self.network(z), self.target.repeat_interleave(count), args.score)
-        value = (score.view(-1, count) * (1 - 2.0 * self.keeps)).mean(1)
+        value = (score.view(-1, count) * self.signs).mean(1)
         if args.regularizer == "area":
             # Masks of the right area from the start never find the class: it comes to count.
             weight = args.area_weight * draw.progress**2
@@ -250,13 +252,12 @@ def find_answer(game, i, theta, before):
     def enough(left, part):
         return left >= part * before if keeping else left <= (1 - part) * before
 
-    areas = torch.linspace(0.1, 0.98, 32, device=theta.device) ** 2
+    areas = torch.linspace(0.1, 0.98, 24, device=theta.device) ** 2
     seen = look(areas)
     ranking, first = seen[0].mean(0), int(enough(seen[-1], suppress).int().argmax())
     if first and game.args.regularizer == "nested":  # a closer look below the first that is enough
-        closer = look(
-            areas[first - 1].lerp(areas[first], torch.arange(1, 10, device=theta.device) / 10)
-        )
+        ends = areas[first - 1 : first + 1].tolist()
+        closer = look(torch.linspace(*ends, 9, device=theta.device)[1:-1])
         seen = [torch.cat([a[:first], b, a[first:]]) for a, b in zip(seen, closer, strict=True)]
     u, m, pictures, left = seen
     areas, smallest = u.mean((1, 2)), {}
@@ -347,6 +348,8 @@ def get_parser():
     group = parser.add_argument_group("method")
     group.add_argument("--game", default="both", choices=("deletion", "preservation", "both"),
                        help="delete little to lose the class, keep little to keep it, or both")
+    group.add_argument("--keep-weight", type=weight, default=0.5,
+                       help="both: of preservation, where deletion has 1")
     group.add_argument("--regularizer", default="nested", choices=("nested", "area", "tv"),
                        help="one map for all areas, one mask for each, or weights l1 and l2")
     group.add_argument("--areas", nargs="+", type=part, default=[0.1, 0.2, 0.4, 0.6, 0.8],

@@ -114,6 +114,15 @@ def test_objective_is_the_sum_of_its_three_terms(game, sign):
     assert float(value) == pytest.approx(want, rel=1e-5)
 
 
+def test_preservation_counts_less_than_deletion():
+    """With a reference that hides nothing, both halves see the photo; one of them is weighed."""
+    args = arguments("--jitter", "0", "--keep-weight", "0.25", "--score", "logit")
+    x = photos()
+    game = script.Game(Toy(), x, x, torch.tensor([0]), args)  # the reference is the photo itself
+    value = game.objective(game.start(), game.draw(make_rng("cpu", 0)))
+    assert float(value) == pytest.approx(float(Toy()(x)[0, 0]) * (1 - 0.25) / 2, rel=1e-5)
+
+
 def test_score_is_averaged_over_the_jitter():
     """With a mask that keeps all, the score is the mean over the shifted photos."""
     args = arguments("--game", "deletion", "--regularizer", "tv", "--l1", "0", "--l2", "0",
