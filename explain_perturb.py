@@ -41,17 +41,17 @@ from common.classifiers import find_class, load_classifier
 from common.deletion import make_reference
 from common.device import fit_memory, is_first, make_rng, set_up
 from common.errors import Interrupted, UserError, exit_code, make_parser, number
-from common.gallery import explain_photos, load_arguments, report_failures, save_arguments
+from common.gallery import explain_photos, finish_photos, load_arguments, save_arguments
 from common.images import add_caption
 from common.outcome import write_mask
-from common.panels import contact_sheet, to_picture
+from common.panels import to_picture
 from common.photos import find_photos, read_photo
-from common.run import finish, open_run, watching_signals
+from common.run import open_run, watching_signals
 
 SCRIPT = "explain_perturb"
 FLOOR = 0.02  # of the odds: from this far from 0 or 1 on, a probability has little left to win
 PARTS = (0.8, 0.9, 0.95, 0.99)  # of the probability: the areas that take them are reported
-FREE = {"image", "cuda", "batch", "tensorboard", "resume"}  # what --resume may change
+FREE = {"image", "cuda", "batch", "tensorboard", "resume", "html"}  # what --resume may change
 
 
 # ------------------------------------------------------------------------------------- the score
@@ -388,6 +388,7 @@ def get_parser():
     group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
     group.add_argument("--resume", metavar="RUN", help="go on with the photos that a run lacks")
     group.add_argument("--gif", action="store_true", help="show the mask forming")
+    group.add_argument("--html", action="store_true", help="write report.html, to play with")
     group.add_argument("--tensorboard", action="store_true", help="show masks while it goes on")
     group.add_argument("--dry-run", action="store_true", help="two steps: does everything work?")
     return parser
@@ -429,15 +430,8 @@ def main(argv=None):
 
     with watching_signals() as stop:
         images, failed = explain_photos(photos, folder, explain, args.batch)
-    if not is_first():
-        return {}
-    if len(photos) > 1:
-        panels = {folder / image["panel"]: image["path"] for image in images}
-        contact_sheet(folder / "contact_sheet.png", panels, columns=2, side=900)
-    found = finish(folder, SCRIPT, args, argv, f"{len(images)} photos", device, started,
-                   images=images, failed=failed)  # fmt: skip
-    report_failures(failed, len(photos))
-    return found
+    return finish_photos(folder, SCRIPT, args, argv, device, started, images, failed, 900,
+                         args.html and get_parser())  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def gan_page(folder, script, args, parser, epochs, panels, levels, walks):
     rows = rows.reshape(-1, columns, *rows.shape[1:]).swapaxes(1, 2)  # (steps, H, N, W, C)
     strip = rows.reshape(-1, columns * rows.shape[3], rows.shape[4])
     walk = {"picture": to_uri(strip), "columns": columns, "leg": LEGS, "side": rows.shape[1]}
-    panels = [names for names in panels if any(name in epochs[0] for name in names)]
+    panels = [names for names in panels if any(set(names) & set(row) for row in epochs)]
     size = grid.shape[1::-1] if frames else (1, 1)
     write_page(folder, script, args, parser, frames=frames, size=size, count=len(files),
                epochs=epochs, panels=panels, levels=levels or {}, walk=walk)  # fmt: skip
