@@ -10,8 +10,8 @@ frozen, torch as it comes. For captum and pytorch-grad-cam the normalisation is 
 that noise and baselines mean what ours mean; TorchRay blurs and masks normalised pictures.
 
 As many samples (50 of 15 % noise; captum's 10 at once, which is faster than its default), steps
-(64) and masks (500) for all. TorchRay's extremal perturbation, 800 iterations for one area,
-explains the first --extremal photos only.
+(64) and masks (500) for all. TorchRay's RISE, and its extremal perturbation of 800 iterations for
+one area, explain the first --slow photos only.
 
 On each photo the methods take turns, one at a time, in an order that is drawn for each photo. All
 maps are judged alike, by our network, with the areas of compare_explanations.py. Time is that of
@@ -47,7 +47,8 @@ from common.tables import summarise, to_markdown
 from smoothgrad import over_channels
 
 SAMPLES_OF_NOISE, STEPS, MASKS = 50, 64, 500  # those of compare_explanations.py
-AT_ONCE = 10  # of captum's samples; 8 of Integrated Gradients, as ours
+AT_ONCE = 10  # of captum's samples; 8 of Integrated Gradients
+SLOW = (("TorchRay", "RISE"), ("TorchRay", "extremal perturbation"))
 COLUMNS = {"deletion": "low", "insertion": "high", "CPU seconds": "low", "evaluations": "low"}
 
 
@@ -60,7 +61,7 @@ class Ours:
     packages = ()
     methods = (
         "gradient", "SmoothGrad signed", "SmoothGrad abs", "Integrated Gradients",
-        "Guided Backpropagation", "Grad-CAM", "RISE", "perturbation, areas", "perturbation, nested",
+        "Guided Backpropagation", "Grad-CAM", "RISE", "perturbation, nested",
     )  # fmt: skip
 
     def __init__(self):
@@ -210,17 +211,17 @@ def call(name, x, target):
     return heat.detach().numpy(), time.process_time() - began, sum(EVALUATIONS)
 
 
-def take_turns(workers, number, extremal):
+def take_turns(sides, number, slow):
     """Draw the order of all methods on one photo.
 
-    :param dict[str, type] workers: the libraries by name
+    :param dict[str, type] sides: the libraries by name
     :param int number: of the photo: the same number, the same order
-    :param bool extremal: whether TorchRay's slowest method has a turn
+    :param bool slow: whether the slowest methods have a turn
     :return: pairs of library and method
     :rtype: list[tuple[str, str]]
     """
-    turns = [(library, name) for library, side in workers.items() for name in side.methods]
-    turns = [turn for turn in turns if extremal or turn[1] != "extremal perturbation"]
+    turns = [(library, name) for library, side in sides.items() for name in side.methods]
+    turns = [turn for turn in turns if slow or turn not in SLOW]
     return random.Random(number).sample(turns, len(turns))
 
 
@@ -269,8 +270,8 @@ def get_parser():
     parser.add_argument("--every", type=int, default=1, help="take only every so many-th photo")
     parser.add_argument("--libraries", nargs="+", default=libraries, choices=libraries,
                         help="those that are installed")  # fmt: skip
-    parser.add_argument("--extremal", type=int, default=1, metavar="N", help=(
-        "photos, from the first one on, for TorchRay's extremal perturbation"))  # fmt: skip
+    parser.add_argument("--slow", type=int, default=1, metavar="N", help=(
+        "photos, from the first one on, for the slowest methods"))  # fmt: skip
     parser.add_argument("--out", help="write the numbers of all photos to this JSON file")
     return parser
 
@@ -299,7 +300,7 @@ def main():
                 sys.exit("max-sensitivity differs from captum's")
             result["sensitivity_difference"] = difference
         rows, heats = {}, {}
-        for library, name in take_turns(sides, number, number < args.extremal):
+        for library, name in take_turns(sides, number, number < args.slow):
             heat, seconds, evaluations = workers[library].submit(call, name, x, target).result()
             heats[library, name] = heat
             rows[f"{name}: {library}"] = judge(network, x, target, torch.from_numpy(heat)) | {

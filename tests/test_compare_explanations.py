@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.integrate import trapezoid
 from torch import nn
 
 import compare_explanations as compare
@@ -95,6 +96,26 @@ def test_each_step_of_a_curve_takes_its_share_of_the_pixels():
     compare.probability_curve(count, x, TARGET, heat, torch.zeros_like(x))
     wanted = torch.linspace(0, SIDE * SIDE, STEPS + 1).round()
     assert counts == wanted.int().tolist()
+
+
+@pytest.mark.parametrize("insertion", [False, True])
+def test_curve_and_area_are_those_of_a_loop_over_pixels(insertion, photo):
+    rng = torch.Generator().manual_seed(0)
+    network, heat = small_network(), torch.rand(SIDE, SIDE, generator=rng)
+    fill = torch.rand(photo.shape, generator=rng)
+    order = sorted(range(SIDE * SIDE), key=lambda i: -heat.flatten()[i].item())
+    picture, other = (fill, photo) if insertion else (photo, fill)
+    picture, found = picture.clone(), []
+    for count in range(SIDE * SIDE + 1):
+        with torch.no_grad():
+            found.append(float(network(picture).softmax(1)[0, 1]))
+        for i in order[count : count + 1]:
+            picture[0, :, i // SIDE, i % SIDE] = other[0, :, i // SIDE, i % SIDE]
+    steps = np.linspace(0, SIDE * SIDE, STEPS + 1).round().astype(int)
+    curve = compare.probability_curve(network, photo, TARGET, heat, fill, insertion)
+    assert curve == pytest.approx(np.array(found)[steps], abs=1e-6)
+    assert compare.area(curve) == pytest.approx(trapezoid(curve, dx=1 / STEPS))
+    assert compare.area(curve) == pytest.approx(trapezoid(found, dx=1 / SIDE**2), abs=0.005)
 
 
 def test_area_of_known_curves():
