@@ -328,7 +328,8 @@ def explain_photo(classifier, args, folder, stop, photo, stem, chunk):
         records.append({"noise": noise, "samples": maps.n, "reliability": reliability,
                         "probability_left": left, "probability_left_random": chance})  # fmt: skip
         title = f"{noise * 100:g} % noise, n = {maps.n}" if noise else args.method
-        say(f"{lead}{title}: reliability {reliability:.3f}; with the top 10 % of pixels "
+        trust = f"reliability {reliability:.2f}" if noise else "no noise, the same each time"
+        say(f"{lead}{title}: {trust}; with the top 10 % of pixels "
                    f"blurred {left:.1%}, random 10 % {chance:.1%}")  # fmt: skip
         if args.converge and reliability < args.converge:
             say(f"warning: {photo}: not converged: raise --max-samples", sys.stderr)
@@ -344,7 +345,7 @@ def explain_photo(classifier, args, folder, stop, photo, stem, chunk):
         save_png(folder / f"{stem}_{name}.png", to_picture(heat))
         save_gif(folder / f"{stem}_{name}.gif", frames, seconds=5)
         heats[title] = heat.cpu().numpy()
-        captions.append(f"{left:.1%} ({chance:.1%})\nreliability {reliability:.2f}")
+        captions.append(f"{left:.1%} ({chance:.1%})\n{trust}")
     with replacing(folder / f"{stem}.npz") as part:
         np.savez_compressed(part, **arrays)
     panel, pixels = f"{stem}_panel.png", x[0].permute(1, 2, 0).cpu().numpy()

@@ -508,7 +508,7 @@ def test_browser_switches(driver, maps):
             heard, shown = visit.text("#status"), visit.text("#facts")
             for words in (heard, shown):
                 assert f"{100 * found['probability_left']:.1f} %" in words
-                assert f"{found['reliability']:.3f}" in words
+                assert (f"{found['reliability']:.3f}" in words) == (found["noise"] > 0)
             assert record["class_name"] in heard
             assert data["photos"][photo]["maps"][i]["name"] in visit.run(
                 'document.getElementById("map").ariaLabel')  # fmt: skip
