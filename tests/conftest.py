@@ -1,5 +1,6 @@
 """What the tests of several files need."""
 
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -8,6 +9,8 @@ from torch import nn
 
 from common.layers import to_plain
 
+# Who starts the tests in the background of a shell has them, and their children, ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tests' networks are tiny: a second thread would only wait for the first.
 torch.set_num_threads(1)
 

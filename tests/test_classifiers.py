@@ -325,7 +325,7 @@ def test_find_class_by_index_and_name(text, index, lite0):
         ("nan", "no class nan"),
         ("", "no class"),
         ("²", "no class"),
-        ("qqqqqq", "no class qqqqqq$"),
+        ("qqqqqq", "no class qqqqqq: give a name, or a number below"),
     ],
 )
 def test_find_class_says_what_is_wrong(text, message, lite0):

@@ -38,6 +38,7 @@ from common.data import load_dataset
 from common.device import fit_memory
 from common.errors import UserError, exit_code, number
 from common.run import finish, open_run, replacing, watching_signals
+from tests.processes import fork, group, wait
 
 SCRIPTS = ("train_dcgan", "train_classifier", "smoothgrad", "explain_perturb",
            "compare_explanations", "torch_basics")  # fmt: skip
@@ -109,49 +110,6 @@ def no_figures(monkeypatch):
         for name in FIGURES:
             if hasattr(script, name):
                 monkeypatch.setattr(script, name, lambda *_, **__: None)
-
-
-def fork(function, log, **environment):
-    """Run a function in a child process, as a script would be run.
-
-    :param Callable function: like a script's ``main``
-    :param pathlib.Path log: gets what the child prints
-    :param str environment: further variables
-    :return: the child's process id
-    :rtype: int
-    """
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 99  # a traceback
-    try:
-        os.environ.update(environment)
-        file = open(log, "w")  # noqa: SIM115 (closed with the process)
-        sys.stdout = sys.stderr = file
-        code = exit_code(function)
-    except BaseException as error:
-        print("Traceback", repr(error), flush=True)
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-
-def wait(child, seconds=60):
-    """Wait for a child process to end.
-
-    :return: its exit code, or minus the signal that it died of
-    :rtype: int
-    """
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return pytest.fail(f"still running after {seconds} seconds")
 
 
 def assert_same(a, b):
@@ -820,33 +778,6 @@ def test_a_batch_that_is_too_large_is_halved(
 # -------------------------------------------------------------------------------------- torchrun
 
 
-def free_port():
-    """Find a port that nobody listens on.
-
-    :rtype: str
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def group(function, tmp_path, count=2):
-    """Start processes as torchrun does.
-
-    :param Callable function: from the rank; like a script's ``main``
-    :return: process ids, and what they print
-    :rtype: tuple[list[int], list[pathlib.Path]]
-    """
-    common_part = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(count)}
-    logs = [tmp_path / f"rank{rank}.txt" for rank in range(count)]
-    children = [
-        fork(lambda rank=rank: function(rank), logs[rank], RANK=str(rank), LOCAL_RANK=str(rank),
-             **common_part)
-        for rank in range(count)
-    ]  # fmt: skip
-    return children, logs
-
-
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_others(victim, data, tmp_path, monkeypatch):
     """The survivor doesn't wait for ever, and has no traceback: one line at most."""
@@ -858,7 +789,7 @@ def test_a_process_that_dies_ends_the_others(victim, data, tmp_path, monkeypatch
 
     children, logs = group(main, tmp_path)
     assert wait(children[victim]) == -signal.SIGKILL
-    assert wait(children[1 - victim]) == 2
+    assert wait(children[1 - victim], 60) == 2  # within a minute
     said = logs[1 - victim].read_text()
     assert "Traceback" not in said
     assert said.count("error: another process has ended") == (1 if victim == 1 else 0)
@@ -919,7 +850,7 @@ def test_a_process_that_dies_ends_an_explanation(
 
     children, logs = group(main, tmp_path)
     assert wait(children[victim]) == -signal.SIGKILL
-    assert wait(children[1 - victim]) == 2
+    assert wait(children[1 - victim], 60) == 2  # within a minute
     said = logs[1 - victim].read_text()
     assert "Traceback" not in said
     assert said.count("error: another process has ended") == (1 if victim == 1 else 0)

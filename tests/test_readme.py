@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "results/README.md", "benchmarks/README.md"]
+PAGES = ["README.md", "results/README.md", "benchmarks/README.md", "tests/README.md"]
 
 
 def commands():

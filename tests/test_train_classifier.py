@@ -1,8 +1,10 @@
 """The classifier: its network, augmentation, loop, verdict, and what a user can do wrong."""
 
 import csv
+import hashlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -21,6 +23,7 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.glyphs import CLASSES
 from common.layers import from_plain
+from tests.processes import group, wait
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "train_classifier.py")
@@ -61,8 +64,8 @@ def spawn(arguments, cwd, script=SCRIPT):
     """
     return subprocess.run(
         [sys.executable, script, *map(str, arguments)],
-        cwd=cwd, env={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, timeout=300,
+        env={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        cwd=cwd, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
@@ -515,40 +518,37 @@ def test_a_copied_script_runs_alone_from_another_folder(tmp_path):
         assert (folder / name).stat().st_size > 0
 
 
-def test_a_wrong_flag_leaves_no_traceback(tmp_path):
-    """Exit code 2, one line on stderr, nothing on disk."""
-    done = spawn(["--epochs", "-3"], tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+def test_a_wrong_flag_leaves_no_traceback(tmp_path, monkeypatch, capsys):
+    """Called as a script: exit code 2, one line on stderr, nothing on disk."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [SCRIPT, "--epochs", "-3"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(SCRIPT, run_name="__main__")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_torchrun_trains_one_model_on_two_processes(data, tmp_path):
-    """Two processes agree on every weight; rank 0 alone writes, prints and tests."""
-    probe = tmp_path / "probe.py"
-    probe.write_text(
-        "import hashlib, os, sys, torch\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import train_classifier\n"
-        "step, kept = train_classifier.average_gradients, []\n"
-        "def average(network):\n"
-        "    step(network)\n"
-        "    kept[:] = [network]\n"
-        "train_classifier.average_gradients = average\n"
-        "train_classifier.main(sys.argv[1:])\n"
-        "state = b''.join(p.detach().numpy().tobytes() for p in kept[0].parameters())\n"
-        "hash = open('hash' + os.environ['RANK'], 'w')  # two prints might mingle in one pipe\n"
-        "hash.write(hashlib.sha256(state).hexdigest())\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(probe), *TINY, "--epochs", "2", "--data-dir", str(data), "--out", "run"],
-        capture_output=True, text=True, timeout=300, cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_two_processes_train_one_model(data, tmp_path, monkeypatch):
+    """They agree on every weight; rank 0 alone writes, prints and tests."""
+    step, kept = train_classifier.average_gradients, []
+
+    def average(network):
+        step(network)
+        kept[:] = [network]
+
+    def main(rank):
+        run(tmp_path / "run", "--epochs", "2", data=data)
+        state = b"".join(p.detach().numpy().tobytes() for p in kept[0].parameters())
+        (tmp_path / f"hash{rank}").write_text(hashlib.sha256(state).hexdigest())
+
+    monkeypatch.setattr(train_classifier, "average_gradients", average)
+    children, logs = group(main, tmp_path)
+    assert [wait(child) for child in children] == [0, 0], logs[0].read_text() + logs[1].read_text()
     assert len((tmp_path / "hash0").read_text()) == 64
     assert (tmp_path / "hash0").read_text() == (tmp_path / "hash1").read_text()
-    assert done.stdout.count("epoch   1") == 1
-    assert "2 processes" in done.stdout
+    said = logs[0].read_text()
+    assert said.count("epoch   1") == 1
+    assert "2 processes" in said
+    assert logs[1].read_text() == ""
     assert (tmp_path / "run" / "confusions.png").exists()

@@ -2,8 +2,10 @@
 
 import copy
 import csv
+import hashlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -23,6 +25,7 @@ from common.errors import UserError
 from common.fid import SCORES
 from common.glyphs import CLASSES as GLYPH_CLASSES
 from common.layers import to_plain
+from tests.processes import fork, group, wait, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = str(ROOT / "train_dcgan.py")
@@ -38,18 +41,6 @@ def run(folder, *options, data):
     :rtype: dict
     """
     return train_dcgan.main([*TINY, "--data-dir", str(data), "--out", str(folder), *options])
-
-
-def spawn(arguments, cwd, **kwargs):
-    """Run the script as a user would: from another folder, with a bare environment.
-
-    :rtype: subprocess.CompletedProcess
-    """
-    return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)],
-        cwd=cwd, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=300,
-        **kwargs,
-    )  # fmt: skip
 
 
 def weights(folder):
@@ -619,89 +610,73 @@ def test_every_flag_has_help_and_is_read():
 # ------------------------------------------------------------------------------- as a subprocess
 
 
-def test_dry_run_from_another_folder(tmp_path):
-    """--dry-run proves in seconds that everything works, wherever it is called from."""
-    done = spawn(["--dry-run"], tmp_path)
+def test_a_copied_script_runs_alone_from_another_folder(tmp_path):
+    """Script plus common/ is all that it takes; --dry-run needs no data and names its files."""
+    shutil.copy(SCRIPT, tmp_path)
+    shutil.copytree(ROOT / "common", tmp_path / "common")
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, tmp_path / "train_dcgan.py", "--dry-run", "--cuda"],
+        cwd=tmp_path / "elsewhere", capture_output=True, text=True, timeout=300,
+        env={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    (folder,) = (tmp_path / "runs" / "train_dcgan").iterdir()
+    assert done.stderr.count("no usable GPU") == 1
+    (folder,) = (tmp_path / "elsewhere" / "runs" / "train_dcgan").iterdir()
     for name in ("epochs.gif", "losses.png", "metrics.json", "metrics.csv", "checkpoint.pt"):
-        assert f"wrote    {folder.relative_to(tmp_path) / name}" in done.stdout
+        assert f"wrote    {folder.relative_to(tmp_path / 'elsewhere') / name}" in done.stdout
         assert (folder / name).stat().st_size > 0
 
 
-def test_a_copied_script_runs_alone(tmp_path):
-    """Script plus common/ in an empty folder is all that it takes."""
-    shutil.copy(SCRIPT, tmp_path)
-    shutil.copytree(ROOT / "common", tmp_path / "common")
-    done = subprocess.run(
-        [sys.executable, "train_dcgan.py", "--dry-run", "--cuda"],
-        cwd=tmp_path, env={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("no usable GPU") == 1
-
-
-def test_a_wrong_flag_leaves_no_traceback(tmp_path):
-    """Exit code 2, one line on stderr, nothing on disk."""
-    done = spawn(["--epochs", "-3"], tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+def test_a_wrong_flag_leaves_no_traceback(tmp_path, monkeypatch, capsys):
+    """Called as a script: exit code 2, one line on stderr, nothing on disk."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [SCRIPT, "--epochs", "-3"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(SCRIPT, run_name="__main__")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_a_process_with_their_code(signum, data, tmp_path):
     """SIGINT ends with 130 and SIGTERM with 143, both saved and with the line that resumes."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", SCRIPT, *TINY, "--epochs", "100000", "--data-dir", str(data),
-         "--out", "run"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for line in process.stdout:
-        if line.startswith("epoch   2"):
-            break
-    process.send_signal(signum)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum
-    assert "--resume run" in error
+    child = fork(lambda: run(tmp_path / "run", "--epochs", "100000", data=data), tmp_path / "log")
+    wait_for(child, tmp_path / "log", "epoch   2")
+    os.kill(child, signum)
+    assert wait(child) == 128 + signum
+    assert f"--resume {tmp_path / 'run'}" in (tmp_path / "log").read_text()
     assert load_checkpoint(tmp_path / "run", "train_dcgan")["epoch"] >= 2
 
 
-def test_torchrun_trains_one_model_on_two_processes(data, classifier, tmp_path):
-    """Two processes agree on every weight; rank 0 alone writes, prints and scores."""
-    probe = tmp_path / "probe.py"
-    probe.write_text(
-        "import hashlib, os, sys, torch\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import train_dcgan\n"
-        "step = train_dcgan.average_gradients\n"
-        "kept = {}\n"
-        "def average(model):\n"
-        "    step(model)\n"
-        "    kept[type(model).__name__] = model\n"
-        "train_dcgan.average_gradients = average\n"
-        "train_dcgan.main(sys.argv[1:])\n"
-        "state = b''.join(p.detach().numpy().tobytes() for m in kept.values()\n"
-        "                 for p in m.parameters())\n"
-        "hash = open('hash' + os.environ['RANK'], 'w')  # two prints might mingle in one pipe\n"
-        "hash.write(hashlib.sha256(state).hexdigest())\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    started = time.time()
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(probe), *TINY, "--batch-size", "8", "--epochs", "2", "--data-dir", str(data),
-         "--out", str(tmp_path / "run"), "--fid", classifier],
-        capture_output=True, text=True, timeout=300, cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_two_processes_train_one_model(data, classifier, tmp_path, monkeypatch):
+    """They agree on every weight; rank 0 alone writes, prints and scores."""
+    started, step, kept = time.time(), train_dcgan.average_gradients, {}
+
+    def average(model):
+        step(model)
+        kept[type(model).__name__] = model
+
+    def main(rank):
+        options = ["--batch-size", "8", "--epochs", "2", "--fid", classifier]
+        run(tmp_path / "run", *options, data=data)
+        state = b"".join(
+            p.detach().numpy().tobytes() for m in kept.values() for p in m.parameters()
+        )
+        (tmp_path / f"hash{rank}").write_text(hashlib.sha256(state).hexdigest())
+
+    monkeypatch.setattr(train_dcgan, "average_gradients", average)
+    children, logs = group(main, tmp_path)
+    assert [wait(child) for child in children] == [0, 0], logs[0].read_text() + logs[1].read_text()
     assert len((tmp_path / "hash0").read_text()) == 64
     assert (tmp_path / "hash0").read_text() == (tmp_path / "hash1").read_text()
-    assert done.stdout.count("epoch   1") == 1
-    assert done.stdout.count("fid      floor") == 1
-    assert "2 processes" in done.stdout
+    said = logs[0].read_text()
+    assert said.count("epoch   1") == 1
+    assert said.count("fid      floor") == 1
+    assert "2 processes" in said
+    assert logs[1].read_text() == ""
     assert (tmp_path / "run" / "checkpoint.pt").stat().st_mtime > started - 1
     assert (tmp_path / "run" / "epochs.gif").exists()
 

@@ -1,0 +1,91 @@
+"""Scripts in child processes that are forked: as one starts them, but without waiting for torch."""
+
+import os
+import signal
+import socket
+import sys
+import time
+
+import pytest
+
+from common.errors import exit_code
+
+
+def fork(function, log, **environment):
+    """Run a function in a child process, as a script would be run.
+
+    :param Callable function: like a script's ``main``
+    :param pathlib.Path log: gets what the child prints
+    :param str environment: further variables
+    :return: the child's process id
+    :rtype: int
+    """
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 99  # a traceback
+    try:
+        os.environ.update(environment)
+        file = open(log, "w", buffering=1)  # noqa: SIM115 (closed with the process)
+        sys.stdout = sys.stderr = file
+        code = exit_code(function)
+    except BaseException as error:
+        print("Traceback", repr(error), flush=True)
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def wait(child, seconds=180):
+    """Wait for a child process to end.
+
+    :return: its exit code, or minus the signal that it died of
+    :rtype: int
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return pytest.fail(f"still running after {seconds} seconds")
+
+
+def free_port():
+    """Find a port that nobody listens on.
+
+    :rtype: str
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def group(function, tmp_path, count=2):
+    """Start processes as torchrun does.
+
+    :param Callable function: from the rank; like a script's ``main``
+    :return: process ids, and what they print
+    :rtype: tuple[list[int], list[pathlib.Path]]
+    """
+    common_part = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(count)}
+    logs = [tmp_path / f"rank{rank}.txt" for rank in range(count)]
+    children = [
+        fork(lambda rank=rank: function(rank), logs[rank], RANK=str(rank), LOCAL_RANK=str(rank),
+             **common_part)
+        for rank in range(count)
+    ]  # fmt: skip
+    return children, logs
+
+
+def wait_for(child, log, words, seconds=60):
+    """Wait until a child process has printed something."""
+    end = time.monotonic() + seconds
+    while words not in (log.read_text() if log.exists() else ""):
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            pytest.fail(f"no {words!r} after {seconds} seconds")
+        time.sleep(0.01)
