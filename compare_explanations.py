@@ -437,7 +437,7 @@ def main(argv=None):
         write_tables(folder, found["table"], COLUMNS, BLIND)
         draw_curves(folder / "curves.png", images)
         draw_cascade(folder / "random_weights.png", images)
-        shown = {image["class_name"]: folder / image["maps"] for image in images[:8]}
+        shown = {folder / image["maps"]: image["class_name"] for image in images[:8]}
         map_sheet(folder / "contact_sheet.png", shown)
     found = finish(folder, SCRIPT, args, argv, f"{len(images)} photos", device, started, **found)
     report_failures(failed, len(photos))

@@ -92,33 +92,44 @@ def to_line(text):
 
 
 def map_sheet(path, files):
-    """Show photos in rows and the maps of each method in columns; atomically.
+    """Show photos in columns and the maps of each method in rows; atomically.
 
-    :param pathlib.Path path: the PNG file
-    :param dict[str, pathlib.Path] files: by caption an .npz, whose "photo" is (C, H, W) in [0, 1]
-        and whose other arrays are maps, (H, W)
+    :param pathlib.Path path: the PNG file, of 256 colours
+    :param dict[pathlib.Path, str] files: captions by .npz file, whose "photo" is (C, H, W) in
+        [0, 1] and whose other arrays are maps, (H, W)
     """
-    figure, rows = None, len(files)
-    for row, (caption, file) in enumerate(files.items()):
+    photos = []
+    for file in files:
         with np.load(file) as arrays:
-            names = list(arrays)
-            if figure is None:
-                figure = Figure(figsize=(1.25 * len(names), 1.45 * rows), layout="constrained")
-                grid = figure.subplots(rows, len(names), squeeze=False)
-            for axes, name in zip(grid[row], names, strict=True):
-                axes.set_xticks([])
-                axes.set_yticks([])
+            photos.append(dict(arrays))
+    names = [name for name in photos[0] if name != "photo"]
+    blocks = max(1, round((len(names) / (len(photos) + 1.3)) ** 0.5))  # nearly a square
+    rows = -(-len(names) // blocks)
+    size = blocks * (len(photos) + 1.5), rows + 1.4
+    figure = Figure(figsize=size, layout="constrained")
+    for i, block in enumerate(figure.subfigures(1, blocks, squeeze=False)[0]):
+        grid = block.subplots(rows + 1, len(photos), squeeze=False)
+        some = ["photo", *names[i * rows : (i + 1) * rows]]
+        for line, name in zip(grid, some, strict=False):  # the last block may have fewer
+            for axes, arrays in zip(line, photos, strict=True):
+                values = arrays[name]
                 if name == "photo":
-                    axes.imshow(arrays[name].transpose(1, 2, 0).squeeze(), cmap="gray")
-                    axes.set_ylabel(caption, fontsize=7)
+                    axes.imshow(values.transpose(1, 2, 0).squeeze(), cmap="gray")
                 else:
-                    heat = arrays[name]
-                    axes.imshow(heat, cmap="inferno", vmin=heat.min(), vmax=np.percentile(heat, 99))
-                if row == 0:
-                    axes.set_title(name.replace(", ", ",\n").replace(" Back", "\nBack"), fontsize=7)
-    if figure:
-        with replacing(path) as part:
-            figure.savefig(part, dpi=130)
+                    high = np.percentile(values, 99)
+                    axes.imshow(values, cmap="inferno", vmin=values.min(), vmax=high)
+                axes.set(xticks=[], yticks=[])
+            label = name.replace(", ", ",\n").replace(" Back", "\nBack")
+            line[0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
+        for axes in grid[len(some) :].flat:
+            axes.set_visible(False)
+        for axes, caption in zip(grid[0], files.values(), strict=True):
+            axes.set_title(to_line(caption), fontsize=7, parse_math=False)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=96)
+        with Image.open(part) as picture:
+            small = picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT)
+        small.save(part, optimize=True)
 
 
 def draw_curves(path, images):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.panels import SHEET, contact_sheet, draw_panel, to_line, to_picture
+from common.panels import SHEET, contact_sheet, draw_panel, map_sheet, to_line, to_picture
 
 NAMES = ["plain", "$x^", "a $\\frac{1$ b", "猫", "line\nbreak", "\udcff", "w" * 500, "", "%s {0}"]
 
@@ -112,3 +112,21 @@ def test_a_full_disk_leaves_no_half_picture(full_disk, tmp_path):
         contact_sheet(tmp_path / "s.png", pictures)
     assert (tmp_path / "s.png").read_text() == "old"
     assert sorted(f.name for f in tmp_path.iterdir()) == ["0.png", "s.png"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sheet_shows_every_map_of_every_photo(channels, tmp_path):
+    """Photos of the same class, too: of n bright maps, n times as much of the sheet is bright."""
+    bright, files = [], {}
+    for i in range(4):
+        heat = np.zeros((32, 32), np.float32)
+        heat[:16] = 1
+        photo = np.full((channels, 32, 32), 0.5, np.float32)
+        np.savez(tmp_path / f"{i}.npz", photo=photo, **{"Grad-CAM": heat, "one, smooth": heat.T})
+        files[tmp_path / f"{i}.npz"] = "$ the same_class"
+        map_sheet(tmp_path / "sheet.png", files)
+        with Image.open(tmp_path / "sheet.png") as picture:
+            sheet = np.asarray(picture.convert("RGB")).astype(int)
+        bright.append((abs(sheet - [252, 255, 164]).max(2) < 12).sum())  # where inferno ends
+    assert bright[0] > 2000
+    assert bright == pytest.approx(bright[0] * np.arange(1, 5), rel=0.1)
