@@ -311,18 +311,19 @@ def main():
                 rows[f"{name}: {library}"]["r"] = float(np.corrcoef(*pair)[0, 1])
         images.append({"path": photo, "methods": rows})
         print(f"{photo}: {sum(row['CPU seconds'] for row in rows.values()):.0f} s", flush=True)
+        if args.out:
+            Path(args.out).write_text(json.dumps(images, indent=1) + "\n")
     for worker in workers.values():
         worker.shutdown()
-    if args.out:
-        Path(args.out).write_text(json.dumps(images, indent=1) + "\n")
     table = summarise(images, [*COLUMNS, "r"])
     table = dict(sorted(table.items()))  # a method's libraries side by side
     few = [name for name, row in table.items() if row["deletion"][2] < len(images)]
     print("\n".join(to_markdown(table, COLUMNS, few)))  # one that had few photos can't win
     alike = [f"{name} {row['r'][0]:.3f}" for name, row in table.items() if "r" in row]
     print("correlation with our map of that name:", ", ".join(alike) or "none")
-    result |= {f"{column}, {name}": round(values[0], 4)
-               for name, row in table.items() for column, values in row.items()}  # fmt: skip
+    for name, row in table.items():
+        key = name.lower().replace(":", "").replace(",", "").replace(" ", "_")
+        result |= {f"{c.replace(' ', '_')}_{key}": round(v[0], 4) for c, v in row.items()}
     print("RESULT", json.dumps(result))
 
 

@@ -126,9 +126,9 @@ def map_sheet(path, files):
         for axes, caption in zip(grid[0], files.values(), strict=True):
             axes.set_title(to_line(caption), fontsize=7, parse_math=False)
     with replacing(path) as part:
-        figure.savefig(part, dpi=96)
+        figure.savefig(part, dpi=110)
         with Image.open(part) as picture:
-            small = picture.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT)
+            small = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
         small.save(part, optimize=True)
 
 
