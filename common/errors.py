@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+import textwrap
 from argparse import (
     ArgumentDefaultsHelpFormatter,
     ArgumentParser,
@@ -49,7 +50,11 @@ class Interrupted(Exception):
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Keep the description's lines, and name the defaults that say something."""
+    """Fit the description to the terminal, not equations, and name defaults that say something."""
+
+    def _fill_text(self, text, width, indent):
+        parts = text.split("\n\n")
+        return "\n\n".join(p if "  " in p else textwrap.fill(p, width) for p in parts)
 
     def _get_help_string(self, action):
         silent = action.default is None or action.default is False

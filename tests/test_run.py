@@ -220,15 +220,20 @@ def test_a_parser_says_it_in_one_line():
         assert "\n" not in message
 
 
-def test_help_teaches():
-    """--help keeps the docstring's lines, and shows the defaults that say something."""
-    parser = make_parser("train", "One line.\n\n    python train.py")
+def test_help_teaches(monkeypatch):
+    """--help fits the terminal, keeps equations, and shows the defaults that say something."""
+    monkeypatch.setenv("COLUMNS", "60")
+    long = "A paragraph of two lines, which is wider than\nthe terminal if each is kept as it is."
+    parser = make_parser("train", f"One line.\n\n    python train.py\n\n{long}")
     parser.add_argument("--n", default=7, help="how many")
     parser.add_argument("--lr", help="learning rate")
     parser.add_argument("--amp", action="store_true", help="mixed precision")
     text = parser.format_help()
     assert text.startswith("usage: train.py ")
     assert "One line.\n\n    python train.py\n" in text
+    assert long not in text
+    assert long.replace("\n", " ") in " ".join(text.split())
+    assert max(len(line) for line in text.splitlines()) < 60
     assert "how many (default: 7)" in text
     assert text.count("default") == 1  # "(default: None)" would teach nothing
 
