@@ -117,11 +117,12 @@ def rise(network, x, target, rng, count=500, cells=7):
     """Average random masks, weighted by the probability that they leave (RISE, arXiv 1806.07421).
 
     Masks are cells x cells coins, enlarged and shifted by up to a cell; what is masked becomes the
-    mean colour. The paper takes 4,000 masks and more.
+    mean colour. The paper takes 4,000 masks and more, and divides by how often a pixel is kept on
+    average; of 500 masks such a map shows mostly the masks, so divide by how often it was.
     """
     side = x.shape[-1]
     cell = -(-side // cells)
-    total, empty = torch.zeros(side, side, device=x.device), x.mean((2, 3), keepdim=True)
+    total, kept, empty = *torch.zeros(2, side, side, device=x.device), x.mean((2, 3), keepdim=True)
     for some in torch.arange(count).split(CHUNK):
         coins = torch.rand((len(some), 1, cells + 1, cells + 1), generator=rng, device=x.device)
         large = F.interpolate((coins < 0.5).float(), ((cells + 1) * cell,) * 2, mode="bilinear")
@@ -132,7 +133,8 @@ def rise(network, x, target, rng, count=500, cells=7):
         )
         left = network(empty + masks * (x - empty)).softmax(1)[:, target[0]]
         total += (left.view(-1, 1, 1) * masks[:, 0]).sum(0)
-    return total / count / 0.5
+        kept += masks.sum((0, 1))
+    return total / kept
 
 
 # --------------------------------------------------------------------- this repository's own maps

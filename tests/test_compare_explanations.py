@@ -236,6 +236,14 @@ def test_methods_that_share_samples_give_what_each_gives_alone(photo):
     assert not network._forward_pre_hooks
 
 
+def test_rise_shows_nothing_of_its_masks_where_the_network_sees_nothing(photo):
+    def blind(x):
+        return torch.zeros(len(x), 2)
+
+    heat = compare.rise(blind, photo, TARGET, torch.Generator().manual_seed(0))
+    assert heat.numpy() == pytest.approx(np.full((SIDE, SIDE), 0.5), abs=1e-5)
+
+
 def test_grad_cam_by_hand():
     class Net(nn.Module):
         def __init__(self):
