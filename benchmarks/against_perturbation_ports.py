@@ -29,11 +29,10 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import explain_perturb
 from common.classifiers import load_classifier, load_lite0
-from common.deletion import make_reference
+from common.deletion import area, make_reference, probability_curve
 from common.device import make_rng, set_up
 from common.masks import total_variation
 from common.photos import find_photos, read_photo
-from compare_explanations import area, probability_curve
 
 L1, L2, BETA, NOISE, ITERATIONS = 0.01, 0.2, 3, 0.2, 500
 
@@ -125,10 +124,11 @@ def ours_on_port(network, x, target, iterations, pictures):
     :return: (28, 28)
     :rtype: torch.Tensor
     """
-    args = explain_perturb.get_parser().parse_args(["--regularizer", "tv", "--lr", "1"])
+    args = explain_perturb.get_parser().parse_args(["--regularizer", "tv", "--lr", "0.3"])
     vars(args).update(iterations=iterations, pictures=pictures)
     game = PortGame(network, x, median(x), torch.tensor([target]), args)
     theta = game.start()
+    theta[..., : 28 * 28] = 1  # as the port, rather from a photo that is there than from a blur
     for _ in explain_perturb.optimise(game, theta, args, make_rng("cpu", 0)):
         pass
     return game.regions(theta.detach(), None)[0, 0]
@@ -182,7 +182,7 @@ def get_parser():
     samples = ["sample:coffee", "sample:cat", "sample:rocket"]
     parser.add_argument("--image", nargs="+", default=samples, help="photos or folders of them")
     parser.add_argument("--every", type=int, default=1, help="take only every so many-th photo")
-    parser.add_argument("--iterations", type=int, default=36, help="(B): steps")
+    parser.add_argument("--iterations", type=int, default=30, help="(B): steps")
     parser.add_argument("--pictures", type=int, default=2, help="(B): pictures in a step")
     parser.add_argument("--torchray", type=int, default=0, metavar="ITERATIONS",
                         help="(D): of its 800; 0 leaves it out")  # fmt: skip
