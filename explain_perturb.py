@@ -272,7 +272,7 @@ def find_answer(game, i, theta, before):
         "reached": reached,
         "smallest_areas": {f"{part:.0%}": None if k is None else float(areas[k])
                            for part, k in sorted(smallest.items())},
-        "curve": torch.stack([areas, left], 1).tolist(),
+        "curve": torch.stack([1 - m.mean((1, 2)), left], 1).tolist(),  # over the deleted area
     }  # fmt: skip
     return m[best], ranking, pictures[best].byte(), found
 

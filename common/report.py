@@ -125,17 +125,16 @@ def photos_page(folder, script, args, parser, images):
     for image in images:
         if len(photos) < MOST_PHOTOS and size < MOST_BYTES:
             with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
-                photos.append(describe_photo(folder, image, getattr(args, "game", None)))
+                photos.append(describe_photo(folder, image))
                 size += len(json.dumps(photos[-1]))
     inferno = (matplotlib.colormaps["inferno"](range(256))[:, :3] * 255).round()
     colours = base64.b64encode(inferno.astype(np.uint8)).decode()
     write_page(folder, script, args, parser, photos=photos, count=len(images), colours=colours)
 
 
-def describe_photo(folder, image, game):
+def describe_photo(folder, image):
     """Collect what the page shows of one photo.
 
-    :param str game: of explain_perturb.py: in that of preservation its areas are those kept
     :return: plain values; pictures as data URIs
     :rtype: dict
     """
@@ -148,8 +147,6 @@ def describe_photo(folder, image, game):
         shown["after"] = to_uri(shrink(after), lossy=True)
     photo = arrays["photo"] if masked else arrays["photo"].transpose(1, 2, 0)
     maps, lines, marks = (describe_mask if masked else describe_maps)(image, arrays)
-    if game == "preservation":
-        lines = {name: [[1 - area, left] for area, left in lines[name][::-1]] for name in lines}
     chart = {"x": "deleted area" if masked else "noise", "y": "probability of the class",
              "lines": lines, "levels": {"the photo": image["probability"]}, "marks": marks,
              "percent": True}  # fmt: skip

@@ -378,6 +378,7 @@ def test_answer_is_the_smallest_that_is_enough(game):
     assert (z * 255 - picture).abs().max() <= 0.51
     assert facts["reached"]
     assert facts["area"] == pytest.approx(float(1 - m.mean()))
+    assert [facts["area"], facts["probability_after"]] in facts["curve"]
     if game == "preservation":
         assert saved >= 0.95 * before
     else:

@@ -237,17 +237,6 @@ def test_masks_are_the_runs_own(masks):
         assert photo["maps"][0]["facts"]["deleted area"] == f"{100 * record['area']:.1f} %"
 
 
-def test_what_is_kept_is_drawn_as_what_is_deleted(masks, tmp_path):
-    """In the game of preservation the curve is over the area kept; the chart's over the rest."""
-    folder, metrics = masks
-    shutil.copytree(folder, tmp_path / "run")
-    args = Namespace(**metrics["args"] | {"game": "preservation"})
-    parser, record = explain_perturb.get_parser(), metrics["images"][0]
-    photos_page(tmp_path / "run", "explain_perturb", args, parser, [record])
-    (line,) = Page(tmp_path / "run").data["photos"][0]["chart"]["lines"].values()
-    assert line == [[1 - area, left] for area, left in reversed(record["curve"])]
-
-
 def test_large_maps_are_averaged(maps, tmp_path):
     """A photo of a large network is shown smaller; a mean over squares keeps what a map says."""
     _, metrics = maps
