@@ -23,13 +23,12 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import explain_perturb
 from common.classifiers import Normalise, load_classifier
-from common.deletion import make_reference
+from common.deletion import area, make_reference, probability_curve
 from common.device import make_rng, set_up
 from common.folding import fold
 from common.images import plot_curves
 from common.masks import enlarge, level_sets
 from common.photos import find_photos, read_photo
-from compare_explanations import area, probability_curve
 
 AUCS = ("deletion_blur", "insertion_blur", "deletion_grey", "insertion_grey")
 
@@ -107,34 +106,47 @@ def race(network, photos, path):
     :return: by name, the mean objective over the photos at the end, on draws that none has seen
     :rtype: dict[str, float]
     """
-    ways = {
-        "adam": ["--lr", "0.5", "--iterations", "40"],
-        "lbfgs, new draws every 5": ["--optimizer", "lbfgs", "--inner", "5", "--iterations", "9"],
-        "lbfgs, one draw": ["--optimizer", "lbfgs", "--inner", "35", "--iterations", "1"],
-        "lbfgs, one draw of 16": ["--optimizer", "lbfgs", "--inner", "9", "--iterations", "1",
-                                  "--pictures", "16"],
+    adam, lbfgs = ["--lr", "0.5", "--iterations"], ["--optimizer", "lbfgs", "--inner"]
+    ways = {  # each in stages, which go on where the one before has ended
+        "adam": [[*adam, "40"]],
+        "lbfgs, new draws every 5": [[*lbfgs, "5", "--iterations", "7"]],
+        "lbfgs, one draw": [[*lbfgs, "32", "--iterations", "1"]],
+        "lbfgs, growing draws": [[*lbfgs, "5", "--iterations", "1", "--pictures", n]
+                                 for n in ("2", "4", "8", "16")],
+        "adam, then lbfgs": [[*adam, "20"],
+                             [*lbfgs, "4", "--iterations", "1", "--pictures", "16"]],
     }  # fmt: skip
-    seen, ends = {}, {}
-    for name, options in ways.items():
+    seen = {name: [] for name in ways}  # for each photo, objectives by evaluations
+
+    def play(x, target, options):
         args = explain_perturb.get_parser().parse_args(
             ["--regularizer", "tv", "--game", "deletion", "--pictures", "4", *options])  # fmt: skip
-        for x, target in photos:
-            reference = make_reference("blur", x, 10, None)
-            y, rng = torch.tensor([target]), make_rng("cpu", 0)
-            game = explain_perturb.Game(network, x, reference, y, args)
-            judge = [game.draw(make_rng("cpu", 9, i)) for i in range(16 // len(game.keeps))]
-            theta, values = game.start(), {}
-            for _, count in explain_perturb.optimise(game, theta, args, rng):
-                with torch.no_grad():
-                    values[count] = float(sum(game.objective(theta, d) for d in judge)) / len(judge)
-            ends.setdefault(name, []).append(values[count])
-            for count, value in values.items():
-                seen.setdefault(count, {}).setdefault(name, []).append(value)
-    rows = [{"evaluations": n} | {name: float(np.mean(v)) for name, v in found.items()
-                                  if len(v) == len(photos)}
-            for n, found in sorted(seen.items())]  # fmt: skip
+        reference = make_reference("blur", x, 10, None)
+        game = explain_perturb.Game(network, x, reference, torch.tensor([target]), args)
+        return game, args
+
+    for x, target in photos:
+        judge, _ = play(x, target, ["--pictures", "16"])
+        unseen = judge.draw(make_rng("cpu", 9))
+        for name, stages in ways.items():
+            theta, rng, values = judge.start(), make_rng("cpu", 0), {}
+            for options in stages:
+                theta, before = theta.detach(), max(values, default=0)
+                game, args = play(x, target, options)
+                for _, count in explain_perturb.optimise(game, theta, args, rng):
+                    with torch.no_grad():
+                        values[before + count] = float(judge.objective(theta, unseen))
+            seen[name].append(values)
+    longest = {name: max(max(values) for values in found) for name, found in seen.items()}
+    rows = [{"evaluations": n} for n in range(4, max(longest.values()) + 4, 4)]
+    for row in rows:
+        for name, found in seen.items():
+            so_far = [[v for n, v in sorted(values.items()) if n <= row["evaluations"]]
+                      for values in found]  # fmt: skip
+            if all(so_far) and row["evaluations"] < longest[name] + 4:
+                row[name] = float(np.mean([v[-1] for v in so_far]))
     plot_curves(path, rows, [tuple(ways)])
-    return {name: float(np.mean(v)) for name, v in ends.items()}
+    return {name: float(np.mean([v[max(v)] for v in values])) for name, values in seen.items()}
 
 
 def get_parser():
