@@ -20,6 +20,8 @@ def fork(function, log, **environment):
     :return: the child's process id
     :rtype: int
     """
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork, which Windows does not have")
     sys.stdout.flush()
     child = os.fork()
     if child:
