@@ -47,6 +47,7 @@ from common.run import finish, open_run, replacing, watching_signals, write_csv
 SCRIPT = "train_dcgan"
 SIDE = 28  # pixels
 COLUMNS = ("d_loss", "g_loss", "d_real", "d_fake")
+PLOTS = (COLUMNS[:2], COLUMNS[2:], *PANELS)  # which of them are drawn together
 # What --resume may change: nothing here touches what the run has already learnt.
 FREE = {"epochs", "cuda", "compile", "fid", "gif_every", "checkpoint_every", "data_dir", "resume",
         "n", "tensorboard", "html"}  # fmt: skip
@@ -266,6 +267,9 @@ def sample(args, argv):
     save_png(folder / "samples.png", to_grid(images[:1024], columns=8 if args.n <= 64 else 32))
     with replacing(folder / "samples.npz") as part:
         np.savez_compressed(part, images=(images * 255).round().byte().numpy())
+    if args.html:
+        walks = torch.cat([*draw(ema, make_walks(z[:16], args.latent))])
+        gan_page(folder, SCRIPT, args, get_parser(), state["history"], PLOTS, {}, walks)
     return finish(folder, SCRIPT, args, argv, args.dataset, device, started, fid=fid)
 
 
@@ -435,13 +439,13 @@ def main(argv=None):
     if not is_first():
         return {}
     save_png(folder / "data.png", to_grid(images[:: len(images) // 64 or 1][:64] / 255, columns=8))
-    panels, levels = [COLUMNS[:2], COLUMNS[2:], *PANELS], judge and {"fid": judge.floor["fid"]}
-    plot_curves(folder / "losses.png", history, panels, levels)
+    levels = judge and {"fid": judge.floor["fid"]}
+    plot_curves(folder / "losses.png", history, PLOTS, levels)
     shown = sorted({*range(0, epoch, args.gif_every), epoch - 1})
     save_gif(folder / "epochs.gif", [folder / f"samples/epoch_{e:03d}.png" for e in shown])
     if args.html:
         walks = torch.cat([*draw(ema, make_walks(fixed_z[:16], args.latent))])
-        gan_page(folder, SCRIPT, args, get_parser(), history, panels, levels, walks)
+        gan_page(folder, SCRIPT, args, get_parser(), history, PLOTS, levels, walks)
     fid = judge and judge.report(score(ema, judge, args), ceiling)
     return finish(folder, SCRIPT, args, argv, data.name, device, started, epochs=history, fid=fid)
 

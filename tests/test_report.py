@@ -94,25 +94,9 @@ def masks(trained, photos, tmp_path_factory):
 def gan(tmp_path_factory):
     """Train a tiny GAN for six epochs."""
     folder = tmp_path_factory.mktemp("runs") / "gan"
-    words = [
-        "--dataset",
-        "glyphs",
-        "--glyphs",
-        32,
-        "--batch-size",
-        16,
-        "--width",
-        0.0625,
-        "--lr",
-        0.02,
-        "--epochs",
-        6,
-        "--data-dir",
-        folder.parent,
-        "--out",
-        folder,
-        "--html",
-    ]
+    words = ["--dataset", "glyphs", "--glyphs", 32, "--batch-size", 16, "--width", 0.0625,
+             "--lr", 0.02, "--epochs", 6, "--data-dir", folder.parent, "--out", folder,
+             "--html"]  # fmt: skip
     return folder, train_dcgan.main([str(word) for word in words])
 
 
@@ -312,6 +296,20 @@ def test_a_finished_run_gets_its_page_by_resume(maps, gan, tmp_path):
     train_dcgan.main(["--resume", str(tmp_path / "gan"), "--html"])
     assert Page(tmp_path / "gan").data["frames"] == Page(gan[0]).data["frames"]
     assert Page(tmp_path / "gan").data["walk"] == Page(gan[0]).data["walk"]
+
+
+def test_samples_get_a_page_of_their_own(gan, tmp_path):
+    """It has the training's curves, and walks that begin with the samples; no frames."""
+    words = ["--sample", str(gan[0]), "-n", "20", "--seed", "3", "--html", "--out", str(tmp_path)]
+    assert "report.html" in train_dcgan.main(words)["files"]
+    data = Page(tmp_path).data
+    assert (data["frames"], data["epochs"]) == ([], gan[1]["epochs"])
+    assert data["walk"]["columns"] == 16
+    first = decode(data["walk"]["picture"])[:28].reshape(28, 16, 28).swapaxes(0, 1)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert np.array_equal(first, file["images"][:16, 0])
+    again = shlex.split(data["command"])[2:]
+    assert again[again.index("--sample") + 1] == str(gan[0])
 
 
 def test_frames_are_the_grids(gan):
