@@ -141,7 +141,8 @@ def finish(folder, script, args, argv, dataset, device, started, **found):
         **found,
     }
     files = {f.relative_to(folder).as_posix() for f in folder.rglob("[!.]*") if f.is_file()}
-    metrics["files"] = sorted(files | {"metrics.json"})
+    # Those in subfolders first: of 100 samples and one GIF, the GIF is what one looks for.
+    metrics["files"] = sorted(files | {"metrics.json"}, key=lambda name: ("/" not in name, name))
     metrics = without_nan(metrics)
     with replacing(folder / "metrics.json") as part:
         text = json.dumps(metrics, indent=2, allow_nan=False)

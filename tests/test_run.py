@@ -149,7 +149,7 @@ def test_finish_writes_what_others_read(tmp_path, capsys):
     assert saved["versions"]["torch"] == torch.__version__
     assert 5 <= saved["seconds"] < 60
     assert saved["epochs"] == epochs
-    assert saved["files"] == ["metrics.csv", "metrics.json", "samples/a.png"]  # and no .lock
+    assert saved["files"] == ["samples/a.png", "metrics.csv", "metrics.json"]  # and no .lock
     assert all((folder / name).is_file() for name in saved["files"])
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"wrote    {folder / name}" for name in saved["files"]]
