@@ -46,8 +46,6 @@ from common.run import finish, open_run, replacing, write_csv
 SCRIPT = "torch_basics"
 SHAPES = {"x": (100, 100), "y": (100, 10), "W1": (100, 1000), "W2": (1000, 10)}
 HALVE_EVERY = 200  # epochs
-NESTEROV = {"momentum": 0.9, "nesterov": True}
-DECAY = NESTEROV | {"weight_decay": 1e-4}
 ROUNDS, STEPS = 5, 20  # of the timing
 
 
@@ -114,9 +112,9 @@ l.weight.grad is None           # 2.0: was zeros
 
 
 def tour(device):
-    """Run the tour, and return each line with its value, error or warning as text."""
+    """Run the tour, and yield each line with its value, error or warning as text."""
     names = {"torch": torch, "np": np, "nn": nn, "Variable": torch.autograd.Variable}
-    names["device"], found = device, []
+    names["device"] = device
     for line in TOUR.strip().splitlines():
         try:
             code = compile(line, "tour", "eval")
@@ -130,8 +128,7 @@ def tour(device):
                 value = error
         value = caught[0].message if caught else value
         text = f"{type(value).__name__}: {value}" if isinstance(value, Exception) else repr(value)
-        found.append((line, "" if value is None else " ".join(text.split())))
-    return found
+        yield line, "" if value is None else " ".join(text.split())
 
 
 # ------------------------------------------------------------------ 2: one network, three ways
@@ -255,23 +252,24 @@ def train_all(x, y, starts, lr, epochs):
     """
     bend = {name: curvature(x, weights) for name, weights in starts.items()}
     fitted, curves = lr * bend["randn"] / bend["uniform"], {}
+    nesterov = partial(descend_with_optim, momentum=0.9, nesterov=True)
     plans = {
         "randn_by_hand": (partial(descend, by_hand), lr),
         "randn_autograd": (descend_with_autograd, lr),
         "randn_plain": (descend_with_optim, lr),
-        "randn_nesterov": (descend_with_optim, lr, NESTEROV),
+        "randn_nesterov": (nesterov, lr),
         "uniform_plain": (descend_with_optim, lr),
-        "uniform_nesterov": (descend_with_optim, lr, NESTEROV),
+        "uniform_nesterov": (nesterov, lr),
         "uniform_plain_fitted": (descend_with_optim, fitted),
-        "uniform_nesterov_fitted": (descend_with_optim, fitted, NESTEROV),
-        "uniform_nesterov_weight_decay_fitted": (descend_with_optim, fitted, DECAY),
+        "uniform_nesterov_fitted": (nesterov, fitted),
+        "uniform_nesterov_weight_decay_fitted": (partial(nesterov, weight_decay=1e-4), fitted),
     }
     print(f"\n  {'':<36} {'lr':>8} {'lr x curvature':>15} {'first loss':>11} {'last loss':>10}")
-    for name, (method, rate, *options) in plans.items():
+    for name, (method, rate) in plans.items():
         start = name.split("_")[0]
-        losses = method(x, y, starts[start], rate, epochs, **dict(*options)).tolist()
+        losses = method(x, y, starts[start], rate, epochs).tolist()
         for epoch, loss in enumerate(losses, 1):
-            if not loss < 1000 * losses[0]:  # neither is nan
+            if not loss < 1000 * losses[0]:  # true of NaN, too
                 raise UserError(f"{name} diverges, its loss is {loss:.1e} in epoch {epoch}: try a "
                                 f"smaller --lr, {min(lr / 2, 1 / bend['randn']):.0e}")  # fmt: skip
         print(f"  {name:<36} {rate:8.1e} {rate * bend[start]:15.4f} {losses[0]:11.1e} "
@@ -414,7 +412,7 @@ def main(argv=None):
     x, y, starts = draw(args.seed, device)
     leaves = [w.clone().requires_grad_() for w in starts["randn"]]
     squared_error(x, y, *leaves).backward()
-    hand, samples = (f(x, y, *starts["randn"]) for f in (by_hand, by_sample))
+    hand, samples = by_hand(x, y, *starts["randn"]), by_sample(x, y, *starts["randn"])
     few = (x[:8, :6], y[:8, :4], leaves[0][:6, :5], leaves[1][:5, :4])
     passed = torch.autograd.gradcheck(squared_error, few, raise_exception=False)
     print("\n  relative difference of")
