@@ -336,6 +336,14 @@ def test_a_wrong_formula_is_found(tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "run").glob("[!.]*"))
 
 
+def test_nan_is_never_within_the_limit():
+    """Neither first nor last: what isn't a number doesn't hide behind one that is small."""
+    good, bad = torch.ones(2), torch.tensor([1.0, math.nan])
+    for found in ([bad, good], [good, bad]):
+        with pytest.raises(SystemExit, match="verification failed: order: nan"):
+            torch_basics.check("order", found, [good, good])
+
+
 def test_without_a_compiler_one_line_says_so(drawn, monkeypatch, capsys):
     """Where torch.compile fails, the table goes without it, and no traceback is printed."""
 
