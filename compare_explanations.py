@@ -300,8 +300,8 @@ def rank_pixels(args, folder, stop, network, x, target):
     try:
         for name in args.methods:
             if stop.signum:
-                line = f"stopped; go on with: python {SCRIPT}.py --resume {folder}"
-                raise Interrupted(line, stop.signum)
+                command = f"python {SCRIPT}.py --resume {folder}"
+                raise Interrupted(f"stopped; go on: {command}", stop.signum)
             method = METHODS[name]
             compute = getattr(method, "mean", method)
             if compute not in shared:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -388,6 +389,7 @@ def test_a_signal_stops_between_methods(checkpoint, photos, tmp_path, monkeypatc
         return torch.rand(SIDE, SIDE)
 
     monkeypatch.setitem(compare.METHODS, "random", interrupt)
-    with pytest.raises(compare.Interrupted, match="--resume") as stopped:
+    line = f"stopped; go on: python compare_explanations.py --resume {tmp_path / 'run'}"
+    with pytest.raises(compare.Interrupted, match=f"^{re.escape(line)}$") as stopped:
         run(checkpoint, photos, tmp_path / "run")
     assert stopped.value.signum == signal.SIGINT
