@@ -27,6 +27,7 @@ Differences from the papers: momentum stays 0.9 over the cycle, whose peak was n
 
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import torch
@@ -193,7 +194,7 @@ def train(network, optimizer, images, labels, mean, std, args, stop, progress, e
 
 
 @torch.no_grad()
-def test(network, images, labels, mean, std, epoch):
+def test(network, images, labels, mean, std):
     """Classify the test images, as they are: no shift, no mirror, no smoothing.
 
     :param torch.nn.Module network: put into eval mode
@@ -201,15 +202,13 @@ def test(network, images, labels, mean, std, epoch):
     :param torch.Tensor labels: int64, (N,), on the device
     :param list[float] mean: of each channel, for :func:`normalise`
     :param list[float] std: of each channel
-    :param int epoch: for the table
-    :return: a row of the table, epoch, test_loss and test_accuracy; and the logits, (N, classes)
+    :return: test_loss and test_accuracy by name; and the logits, (N, classes)
     :rtype: tuple[dict, torch.Tensor]
     """
     network.eval()
     logits = torch.cat([network(normalise(chunk, mean, std)) for chunk in images.split(500)])
     loss, right = cross_entropy(logits, labels), (logits.argmax(1) == labels).double()
-    row = {"epoch": epoch, "test_loss": loss.item(), "test_accuracy": right.mean().item()}
-    return row, logits
+    return {"test_loss": loss.item(), "test_accuracy": right.mean().item()}, logits
 
 
 # ------------------------------------------------------------------------------------ the verdict
@@ -261,7 +260,7 @@ def find_mistakes(labels, logits, most=40):
     sure, predicted = logits.float().softmax(1).max(1)
     wrong = (predicted != labels).nonzero().flatten()
     worst = wrong[sure[wrong].argsort(descending=True, stable=True)][:most]
-    return list(zip(*(x.tolist() for x in (worst, predicted[worst], sure[worst])), strict=True))
+    return [(i, predicted[i].item(), sure[i].item()) for i in worst.tolist()]
 
 
 # ------------------------------------------------------------------------------------ the script
@@ -354,7 +353,6 @@ def main(argv=None):
 
     device = set_up(args.cuda, args.seed)
     _, world = ranks()
-    say = print if is_first() else lambda *_, **__: None
     train_half, test_half = load_halves(args)
     args.dataset, names = train_half.name, train_half.classes
     args.flip = args.flip and args.dataset in PHOTOS
@@ -380,14 +378,14 @@ def main(argv=None):
         epoch, history, progress = state["epoch"], state["history"], state["progress"]
         mean, std, started = state["mean"], state["std"], started - state["seconds"]
         if progress["done"] and state["world"] != world:
-            say(f"another number of processes: epoch {epoch} begins anew")
             progress = dict(START)
-    layers = to_plain(network)
+            if is_first():
+                print(f"another number of processes: epoch {epoch} begins anew")
     fast = torch.compile(network) if args.compile else network
 
     def save():
         if is_first():
-            state = {"script": SCRIPT, "layers": layers, "network": network.state_dict()}
+            state = {"script": SCRIPT, "layers": to_plain(network), "network": network.state_dict()}
             state |= {"optimizer": optimizer.state_dict(), "args": vars(args), "world": world}
             state |= {"mean": mean, "std": std, "epoch": epoch, "history": history, **data}
             state |= {"progress": progress, "seconds": time.time() - started}
@@ -408,11 +406,11 @@ def main(argv=None):
             speed = (steps - before) * args.batch_size * world / (time.time() - began)
             row = {"epoch": epoch, "train_loss": progress["loss"] / steps}
             if is_first():
-                row |= test(fast, *test_data, mean, std, epoch)[0]
-                say(f"epoch {epoch:3d}   train loss {row['train_loss']:.3f}   "
-                    f"test loss {row['test_loss']:.3f}   "
-                    f"test accuracy {100 * row['test_accuracy']:.2f} %   {speed:,.0f} images/s",
-                    flush=True)  # fmt: skip
+                row |= test(fast, *test_data, mean, std)[0]
+                print(f"epoch {epoch:3d}   train loss {row['train_loss']:.3f}   "
+                      f"test loss {row['test_loss']:.3f}   "
+                      f"test accuracy {100 * row['test_accuracy']:.2f} %   {speed:,.0f} images/s",
+                      flush=True)  # fmt: skip
             history.append(row | {"images_per_second": round(speed, 1)})
             epoch, progress = epoch + 1, dict(START)
             if epoch > args.epochs or (epoch - 1) % args.checkpoint_every == 0:
@@ -423,21 +421,21 @@ def main(argv=None):
                               f"--resume {folder}", stop.signum)  # fmt: skip
     if not is_first():
         return {}
-    _, logits = test(fast, *test_data, mean, std, args.epochs)
-    logits, labels = logits.cpu(), test_half.labels
-    found = judge(labels, logits.argmax(1), names)
+    logits = test(fast, *test_data, mean, std)[1].cpu()
+    labels, predicted = test_half.labels, logits.argmax(1)
+    found = judge(labels, predicted, names)
     if "merged_accuracy" in found:
-        say(f"test accuracy {100 * found['merged_accuracy']:.2f} % on {found['merged_classes']} "
-            "classes, with the cases that look alike merged as EMNIST's balanced does")  # fmt: skip
-    matrix = np.array(found["confusions"])
-    wrong = matrix - np.diag(matrix.diagonal())
-    most = zip(*np.unravel_index(np.argsort(-wrong, axis=None)[:5], wrong.shape), strict=True)
-    pairs = [f"{names[i]} for {names[j]} ({wrong[i, j]})" for i, j in most if wrong[i, j]]
-    say(f"taken for another most often: {', '.join(pairs) or 'none'}")
+        print(f"test accuracy {100 * found['merged_accuracy']:.2f} % on "
+              f"{found['merged_classes']} classes, with the cases that look alike merged as "
+              "EMNIST's balanced does")  # fmt: skip
+    both = zip(labels.tolist(), predicted.tolist(), strict=True)
+    confused = Counter((names[i], names[k]) for i, k in both if i != k)
+    pairs = [f"{name} for {other} ({n})" for (name, other), n in confused.most_common(5)]
+    print(f"taken for another most often: {', '.join(pairs) or 'none'}")
     mistakes = find_mistakes(labels, logits)
     titles = [f"{names[labels[i]]}\n→ {names[k]}, {100 * sure:.0f} %" for i, k, sure in mistakes]
     plot_pictures(folder / "mistakes.png", test_half.images[[i for i, *_ in mistakes]], titles)
-    plot_matrix(folder / "confusions.png", matrix, names)
+    plot_matrix(folder / "confusions.png", np.array(found["confusions"]), names)
     plot_curves(folder / "curves.png", history, [("train_loss", "test_loss"), ("test_accuracy",)])
     return finish(folder, SCRIPT, args, argv, args.dataset, device, started, epochs=history,
                   **found)  # fmt: skip
