@@ -270,7 +270,7 @@ def find_answer(game, i, theta, before):
         "probability_after": float(left[best]),
         "area": float(1 - m[best].mean()),
         "reached": reached,
-        "smallest_areas": {f"{part:.0%}": None if k is None else float(areas[k])
+        "smallest_areas": {f"{100 * part:g}%": None if k is None else float(areas[k])
                            for part, k in sorted(smallest.items())},
         "curve": torch.stack([1 - m.mean((1, 2)), left], 1).tolist(),  # over the deleted area
     }  # fmt: skip

@@ -390,6 +390,13 @@ def test_answer_is_the_smallest_that_is_enough(game):
     assert ranking[SQUARE].mean() > 2 * ranking.mean()
 
 
+def test_each_part_of_the_probability_has_its_own_area():
+    """--suppress 0.954 comes beside the 95 %, not in their place."""
+    found, theta, _ = play(arguments("--iterations", "2", "--suppress", "0.954"))
+    areas = script.find_answer(found, 0, theta, 0.99)[3]["smallest_areas"]
+    assert list(areas) == ["80%", "90%", "95%", "95.4%", "99%"]
+
+
 def test_a_class_that_cannot_go_is_said():
     """Where no area is enough, the best is shown and "reached" is false."""
 
