@@ -41,7 +41,7 @@ from common.classifiers import find_class, load_classifier
 from common.deletion import make_reference
 from common.device import fit_memory, is_first, make_rng, set_up
 from common.errors import Interrupted, UserError, exit_code, make_parser, number
-from common.gallery import explain_photos, finish_photos, load_arguments, save_arguments
+from common.gallery import explain_photos, finish_photos, load_arguments, save_arguments, say
 from common.images import add_caption
 from common.outcome import write_mask
 from common.panels import to_picture
@@ -209,7 +209,7 @@ def optimise(game, theta, args, rng):
             newton = torch.optim.LBFGS([theta], max_iter=args.inner, line_search_fn="strong_wolfe")
             newton.step(closure)
             if not theta.isfinite().all():
-                tqdm.write("warning: L-BFGS led to NaN: going on with Adam", file=sys.stderr)
+                say("warning: L-BFGS led to NaN: going on with Adam", sys.stderr)
                 lbfgs = False
                 theta.data.copy_(before)
         else:
@@ -319,10 +319,10 @@ def explain_group(classifier, args, folder, stop, pairs):
                   "class_name": classes[target[i]], "probability": before[i], "seconds": seconds,
                   "evaluations": evaluations, **answer[-1], "trace": traces[i]}  # fmt: skip
         write_mask(folder, stem, x[i], *answer[:3], record, frames[i])
-        tqdm.write(f"{photo}: {record['class_name']} {before[i]:.2%}, after the mask "
-                   f"{record['probability_after']:.2%}; deleted {record['area']:.1%}")  # fmt: skip
+        say(f"{photo}: {record['class_name']} {before[i]:.2%}, after the mask "
+            f"{record['probability_after']:.2%}; deleted {record['area']:.1%}")  # fmt: skip
         if not record["reached"]:
-            tqdm.write(f"warning: {photo}: no area is enough: --reference mean?", file=sys.stderr)
+            say(f"warning: {photo}: no area is enough: --reference mean?", sys.stderr)
         records.append(record)
     return records
 

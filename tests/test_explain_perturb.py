@@ -1,5 +1,6 @@
 """Learned masks: the objective by hand, toys of a known answer, and what a user can do wrong."""
 
+import io
 import itertools
 import json
 import os
@@ -467,6 +468,22 @@ def test_run_writes_what_it_says(material, tmp_path, capsys):
     assert "contact_sheet.png" in metrics["files"]
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert written["images"] == metrics["images"]
+
+
+def test_lines_are_written_in_one_piece(material, tmp_path, monkeypatch):
+    """Those about photos: under torchrun other processes write between two pieces."""
+
+    class Pieces(io.StringIO):
+        def write(self, text):
+            pieces.append(text)
+
+    pieces = []
+    monkeypatch.setattr(sys, "stdout", Pieces())
+    monkeypatch.setattr(sys, "stderr", Pieces())
+    run(material, tmp_path / "run", "--reference", "noise")
+    lines = [text for text in pieces if "after the mask" in text or "no area is enough" in text]
+    assert len(lines) > 3
+    assert all(text.endswith("\n") for text in lines)
 
 
 def test_resumed_run_does_only_what_is_missing(material, tmp_path):
