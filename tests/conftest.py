@@ -9,6 +9,8 @@ from torch import nn
 
 from common.layers import to_plain
 
+# So that their assertions say what they compared, as those of a test do.
+pytest.register_assert_rewrite("tests.helpers", "tests.processes")
 # Who starts the tests in the background of a shell has them, and their children, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tests' networks are tiny: a second thread would only wait for the first.

@@ -38,6 +38,7 @@ from common.data import load_dataset
 from common.device import fit_memory
 from common.errors import UserError, exit_code, number
 from common.run import finish, open_run, replacing, watching_signals
+from tests.helpers import assert_same
 from tests.processes import fork, group, wait
 
 SCRIPTS = ("train_dcgan", "train_classifier", "smoothgrad", "explain_perturb",
@@ -110,20 +111,6 @@ def no_figures(monkeypatch):
         for name in FIGURES:
             if hasattr(script, name):
                 monkeypatch.setattr(script, name, lambda *_, **__: None)
-
-
-def assert_same(a, b):
-    """Compare two trees of plain values and tensors bit for bit."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for left, right in zip(a, b, strict=True):
-            assert_same(left, right)
-    else:
-        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
 
 
 def learnt(script, folder):

@@ -23,6 +23,7 @@ from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.glyphs import CLASSES
 from common.layers import from_plain
+from tests.helpers import assert_same
 from tests.processes import group, wait
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,23 +78,6 @@ def learnt(folder):
     state = load_checkpoint(folder, "train_classifier")
     rows = [{k: v for k, v in row.items() if "second" not in k} for row in state["history"]]
     return {key: state[key] for key in ("network", "optimizer", "epoch")} | {"history": rows}
-
-
-def assert_same(a, b):
-    """Compare two trees of tensors bit for bit."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for left, right in zip(a, b, strict=True):
-            assert_same(left, right)
-    elif torch.is_tensor(a):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 @pytest.fixture(scope="module")

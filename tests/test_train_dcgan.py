@@ -25,6 +25,7 @@ from common.errors import UserError
 from common.fid import SCORES
 from common.glyphs import CLASSES as GLYPH_CLASSES
 from common.layers import to_plain
+from tests.helpers import assert_same
 from tests.processes import fork, group, wait, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,23 +55,6 @@ def weights(folder):
         for name in ("generator", "discriminator", "ema", "g_optimizer", "d_optimizer")
     } | {"history": [{k: v for k, v in row.items() if k in train_dcgan.COLUMNS}
                      for row in state["history"]]}  # fmt: skip
-
-
-def assert_same(a, b):
-    """Compare two trees of tensors bit for bit."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for left, right in zip(a, b, strict=True):
-            assert_same(left, right)
-    elif torch.is_tensor(a):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 @pytest.fixture(scope="module")
