@@ -27,9 +27,6 @@ from common.panels import to_picture
 from smoothgrad import Maps, integrated_gradients, over_channels, to_heatmap
 from tests.processes import fork, group, wait, wait_for
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = str(ROOT / "smoothgrad.py")
-
 
 class Cubic(nn.Module):
     """The score of class 1 is the sum of all pixels' third powers."""
@@ -460,18 +457,6 @@ def run(trained, photos):
     return start
 
 
-def spawn(arguments, cwd, script=SCRIPT):
-    """Run the script as a user would: from another folder, with a bare environment.
-
-    :rtype: subprocess.CompletedProcess
-    """
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        env={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        cwd=cwd, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
 def read_maps(folder):
     """Read all arrays of a run: by file and name."""
     return {(f.name, k): v for f in sorted(folder.glob("*.npz")) for k, v in np.load(f).items()}
@@ -820,32 +805,7 @@ def test_a_network_without_relu_is_said_before_anything_is_written(trained, run,
     assert not (tmp_path / "run").exists()
 
 
-def test_every_flag_has_help_and_is_read():
-    """No flag without a word on it, and none that is parsed and never used."""
-    source = Path(SCRIPT).read_text()
-    for action in smoothgrad.get_parser()._actions:
-        assert action.help, action.option_strings
-        assert f"args.{action.dest}" in source or action.dest == "help", action.option_strings
-
-
 # ------------------------------------------------------------------------------- as a subprocess
-
-
-def test_a_copied_script_runs_alone_from_another_folder(tmp_path):
-    """Script plus common/ is all it takes: real weights, a photo, no download, all files named."""
-    shutil.copy(SCRIPT, tmp_path)
-    shutil.copytree(ROOT / "common", tmp_path / "common")
-    (tmp_path / "elsewhere").mkdir()
-    script = str(tmp_path / "smoothgrad.py")
-    done = spawn(["--dry-run", "--cuda", "--noise", "0.1"], tmp_path / "elsewhere", script)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "no usable GPU" in done.stderr
-    assert "sample:coffee: espresso 9" in done.stdout
-    (folder,) = (tmp_path / "elsewhere" / "runs" / "smoothgrad").iterdir()
-    for name in ("coffee.npz", "coffee_noise_10.png", "coffee_panel.png", "metrics.json"):
-        assert f"wrote    {folder.relative_to(tmp_path / 'elsewhere') / name}" in done.stdout
-        assert (folder / name).stat().st_size > 0
 
 
 def test_torchrun_shares_the_photos(trained, photos, run, tmp_path):
@@ -856,7 +816,8 @@ def test_torchrun_shares_the_photos(trained, photos, run, tmp_path):
     (tmp_path / "photos" / "broken.png").write_text("no picture")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         SCRIPT, "--model", str(trained), "--samples", "12", "--image", "photos", "--out", "run"],
+         smoothgrad.__file__, "--model", str(trained), "--samples", "12", "--image", "photos",
+         "--out", "run"],
         cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip

@@ -4,12 +4,9 @@ import csv
 import hashlib
 import json
 import os
-import runpy
 import shutil
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -26,8 +23,6 @@ from common.layers import from_plain
 from tests.helpers import assert_same
 from tests.processes import group, wait
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = str(ROOT / "train_classifier.py")
 # Small and quick: 4 batches of 15 pictures an epoch, a network of an eighth of the width.
 TINY = ["--dataset", "folder", "--batch-size", "15", "--width", "0.125", "--size", "12"]
 
@@ -56,18 +51,6 @@ def run(folder, *options, data):
     :rtype: dict
     """
     return train_classifier.main([*TINY, "--data-dir", str(data), "--out", str(folder), *options])
-
-
-def spawn(arguments, cwd, script=SCRIPT):
-    """Run the script as a user would: from another folder, with a bare environment.
-
-    :rtype: subprocess.CompletedProcess
-    """
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        env={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        cwd=cwd, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
 
 
 def learnt(folder):
@@ -472,45 +455,6 @@ def test_a_used_folder_is_refused(six_epochs, data):
     """--out never writes over another run."""
     with pytest.raises(UserError, match="isn't empty"):
         run(six_epochs[0], data=data)
-
-
-def test_every_flag_has_help_and_is_read():
-    """No flag without a word on it, and none that is parsed and never used."""
-    source = Path(SCRIPT).read_text()
-    for action in train_classifier.get_parser()._actions:
-        assert action.help, action.option_strings
-        used = f"args.{action.dest}" in source or f'"{action.dest}"' in source
-        assert used or action.dest == "help", action.option_strings
-
-
-# ------------------------------------------------------------------------------- as a subprocess
-
-
-def test_a_copied_script_runs_alone_from_another_folder(tmp_path):
-    """Script plus common/ is all that it takes; --dry-run needs no data and names its files."""
-    shutil.copy(SCRIPT, tmp_path)
-    shutil.copytree(ROOT / "common", tmp_path / "common")
-    (tmp_path / "elsewhere").mkdir()
-    script = str(tmp_path / "train_classifier.py")
-    done = spawn(["--dry-run", "--cuda"], tmp_path / "elsewhere", script)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("no usable GPU") == 1
-    (folder,) = (tmp_path / "elsewhere" / "runs" / "train_classifier").iterdir()
-    for name in ("confusions.png", "curves.png", "mistakes.png", "metrics.json", "checkpoint.pt"):
-        assert f"wrote    {folder.relative_to(tmp_path / 'elsewhere') / name}" in done.stdout
-        assert (folder / name).stat().st_size > 0
-
-
-def test_a_wrong_flag_leaves_no_traceback(tmp_path, monkeypatch, capsys):
-    """Called as a script: exit code 2, one line on stderr, nothing on disk."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [SCRIPT, "--epochs", "-3"])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(SCRIPT, run_name="__main__")
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_train_one_model(data, tmp_path, monkeypatch):

@@ -5,13 +5,11 @@ import csv
 import hashlib
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -28,8 +26,6 @@ from common.layers import to_plain
 from tests.helpers import assert_same
 from tests.processes import fork, group, wait, wait_for
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = str(ROOT / "train_dcgan.py")
 # Small and quick: 2 batches of 16 glyphs an epoch, networks of a sixteenth of the width.
 TINY = ["--dataset", "glyphs", "--glyphs", "32", "--batch-size", "16", "--width", "0.0625",
         "--lr", "0.02"]  # fmt: skip  # high, so that 8 steps make drawings that differ
@@ -582,46 +578,7 @@ def test_a_used_folder_is_refused(four_epochs, data):
         run(four_epochs[0], data=data)
 
 
-def test_every_flag_has_help_and_is_read():
-    """No flag without a word on it, and none that is parsed and never used."""
-    source = Path(SCRIPT).read_text()
-    for action in train_dcgan.get_parser()._actions:
-        assert action.help, action.option_strings
-        used = f"args.{action.dest}" in source or f'"{action.dest}"' in source
-        assert used or action.dest == "help", action.option_strings
-
-
-# ------------------------------------------------------------------------------- as a subprocess
-
-
-def test_a_copied_script_runs_alone_from_another_folder(tmp_path):
-    """Script plus common/ is all that it takes; --dry-run needs no data and names its files."""
-    shutil.copy(SCRIPT, tmp_path)
-    shutil.copytree(ROOT / "common", tmp_path / "common")
-    (tmp_path / "elsewhere").mkdir()
-    done = subprocess.run(
-        [sys.executable, tmp_path / "train_dcgan.py", "--dry-run", "--cuda"],
-        cwd=tmp_path / "elsewhere", capture_output=True, text=True, timeout=300,
-        env={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("no usable GPU") == 1
-    (folder,) = (tmp_path / "elsewhere" / "runs" / "train_dcgan").iterdir()
-    for name in ("epochs.gif", "losses.png", "metrics.json", "metrics.csv", "checkpoint.pt"):
-        assert f"wrote    {folder.relative_to(tmp_path / 'elsewhere') / name}" in done.stdout
-        assert (folder / name).stat().st_size > 0
-
-
-def test_a_wrong_flag_leaves_no_traceback(tmp_path, monkeypatch, capsys):
-    """Called as a script: exit code 2, one line on stderr, nothing on disk."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [SCRIPT, "--epochs", "-3"])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(SCRIPT, run_name="__main__")
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+# ----------------------------------------------------------------------------- as processes
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -669,8 +626,8 @@ def test_torchrun_stops_all_processes_after_the_same_batch(data, tmp_path):
     """Ctrl-C under torchrun saves once, says so once, and leaves no process waiting."""
     process = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         SCRIPT, *TINY, "--batch-size", "8", "--epochs", "100000", "--data-dir", str(data),
-         "--out", "run"],
+         train_dcgan.__file__, *TINY, "--batch-size", "8", "--epochs", "100000",
+         "--data-dir", str(data), "--out", "run"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
