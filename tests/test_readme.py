@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "results/README.md", "benchmarks/README.md", "tests/README.md"]
@@ -86,6 +88,23 @@ def test_the_example_of_a_script_of_ones_own(tmp_path, monkeypatch):
     tiny = ["--width", "0.05", "--batch-size", "8"]
     assert len(main([*tiny, "--epochs", "1", "--out", "run"])["epochs"]) == 1
     assert len(main(["--resume", "run", "--epochs", "2"])["epochs"]) == 2
+
+
+@pytest.mark.parametrize("script", ["smoothgrad", "explain_perturb"])
+def test_the_example_of_a_network_of_ones_own(script, tmp_path, monkeypatch):
+    """With the README's function in place of an import, a copy explains a ResNet of two classes."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    source = (ROOT / f"{script}.py").read_text()
+    line = "from common.classifiers import find_class, load_classifier\n"
+    assert source.count(line) == 1
+    (tmp_path / f"{script}.py").write_text(source.replace(line, code))
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), tmp_path / "my.pth")
+
+    monkeypatch.chdir(tmp_path)
+    words = ["--image", "sample:cat", "--target", "dog", "--dry-run", "--out", "run"]
+    (record,) = load(tmp_path / f"{script}.py").main(words)["images"]
+    assert (record["class_name"], record["target"]) == ("dog", 1)
 
 
 @pytest.mark.parametrize("page", PAGES)
