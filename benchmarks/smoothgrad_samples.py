@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import smoothgrad
 from common.classifiers import Normalise, load_classifier, load_lite0
 from common.device import make_rng, set_up
+from common.errors import HelpFormatter
 from common.photos import read_photo
 from common.run import replacing
 
@@ -250,15 +251,11 @@ def try_hessian(x, target, sigma, n):
 
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     names = ["sample:coffee", "sample:cat", "sample:rocket", "sample:astronaut"]
     parser.add_argument("--image", nargs="+", default=names, help="photos, or sample:NAME")
     parser.add_argument("--noise", type=float, default=0.15, help="sigma, as in smoothgrad.py")
-    parser.add_argument(
-        "--samples", type=int, default=800, help="of each of the two maps of part 1"
-    )
+    parser.add_argument("--samples", type=int, default=800, help="of each map of part 1")
     parser.add_argument("--trial-samples", type=int, default=64, help="of each map of part 2")
     parser.add_argument("--trial-maps", type=int, default=4, help="of each trick and photo")
     parser.add_argument(
