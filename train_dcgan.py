@@ -12,10 +12,8 @@ arXiv 1406.2661, the non-saturating form of section 3):
 What this script's ancestor learnt: without BatchNorm1d after the linear layers (--no-linear-bn) G
 never catches up, and all its drawings collapse into one; results/README.md shows both.
 
---fid scores the samples of each epoch with a classifier of the same data (common/fid.py); what
-makes them better is measured in benchmarks/README.md.
-
 On two CPU cores an epoch of MNIST takes two minutes; most digits can be read after three epochs.
+What makes drawings better, as --fid scores them, is measured in benchmarks/README.md.
 
 Differences from the paper: 28 x 28 pixels, hence linear layers up to 5 x 5 and other kernels;
 sigmoid and [0, 1] in place of tanh and [-1, 1], the first drawings as bright as the data; normal
@@ -178,10 +176,9 @@ def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args,
         real = images[order[first : first + batch]].float().div_(255)
 
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-            # ---------------------------------------------------------------------
-            # (1) D: data is 1, drawings are 0. Data and drawings go through D one
-            #     after the other, since BatchNorm would give away a mixed batch.
-            # ---------------------------------------------------------------------
+            # ----------------------------------------------------------------------------- (1) D
+            # Data is 1, drawings are 0. Data and drawings go through D one after the other, since
+            # BatchNorm would give away a mixed batch.
             fake = generator(z)
             real_logits, fake_logits = discriminator(real), discriminator(fake.detach())
             d_loss = bce(real_logits, 1.0) + bce(fake_logits, 0.0)
@@ -190,10 +187,9 @@ def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args,
         average_gradients(discriminator)
         d_optimizer.step()
 
-        # -------------------------------------------------------------------------
-        # (2) G: the same drawings should pass for data with the D just improved.
-        #     D's own gradients would be thrown away: frozen, they aren't computed.
-        # -------------------------------------------------------------------------
+        # --------------------------------------------------------------------------------- (2) G
+        # The same drawings should pass for data with the D just improved. D's own gradients would
+        # be thrown away: frozen, they aren't computed.
         discriminator.requires_grad_(False)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
             g_loss = bce(discriminator(fake), 1.0)
@@ -206,8 +202,8 @@ def train(generator, discriminator, ema, g_optimizer, d_optimizer, images, args,
         # A fixed decay would remember the random first weights of a short run for too long.
         seen = (epoch - 1) * steps + step
         update_ema(ema, generator, min(args.ema, (1 + seen) / (10 + seen)))
-        scores = [x.float().sigmoid().mean() for x in (real_logits, fake_logits)]
-        totals += torch.stack([d_loss, g_loss, *scores]).detach()
+        d_real, d_fake = (x.float().sigmoid().mean() for x in (real_logits, fake_logits))
+        totals += torch.stack([d_loss, g_loss, d_real, d_fake]).detach()
         progress["done"] = step + 1
         if stop():
             break
@@ -231,8 +227,8 @@ def test(ema, z, latent, epoch):
     :return: the picture, uint8, (H, W, 3)
     :rtype: numpy.ndarray
     """
-    grid, walk = (to_grid(next(draw(ema, noise)), columns=8)
-                  for noise in (z, interpolate(z[0], z[-1], 8, latent)))  # fmt: skip
+    grid = to_grid(next(draw(ema, z)), columns=8)
+    walk = to_grid(next(draw(ema, interpolate(z[0], z[-1], 8, latent))), columns=8)
     text = f"epoch {epoch}      last row: a walk from the first sample to the last"
     return add_caption(np.concatenate([grid, np.full_like(grid[:12], 64), walk]), text)
 
@@ -394,8 +390,6 @@ def main(argv=None):
         if is_first():
             picture = test(ema, fixed_z, args.latent, epoch)
             save_png(folder / f"samples/epoch_{epoch:03d}.png", picture)
-        found = score(ema, judge, args) if judge and epoch else {}
-        return {name: found[name] for name in SCORES if found}
 
     def save():
         if is_first():
@@ -415,19 +409,20 @@ def main(argv=None):
             before, began = progress["done"], time.time()
             train(*networks, ema, g_optimizer, d_optimizer, images, args, stop, progress, epoch)
             steps = progress["done"]
-            d_loss, g_loss, d_real, d_fake = means = [t / steps for t in progress["totals"]]
-            if not np.isfinite(means).all():
+            row = {k: total / steps for k, total in zip(COLUMNS, progress["totals"], strict=True)}
+            if not np.isfinite(list(row.values())).all():
                 raise UserError(f"no finite loss in epoch {epoch}: start again, smaller --lr")
             if not progress["whole"]:
                 break  # a signal came
             speed = (steps - before) * args.batch_size * world / (time.time() - began)
-            scores = look(epoch)
-            history.append({"epoch": epoch, **dict(zip(COLUMNS, means, strict=True)),
-                            "images_per_second": round(speed, 1), **scores})  # fmt: skip
-            say(f"epoch {epoch:3d}   D loss {d_loss:.3f}   G loss {g_loss:.3f}   D(x) {d_real:.2f}"
-                f"   D(G(z)) {d_fake:.2f}   {speed:,.0f} images/s"
-                f"{'   FID {fid:.3f}'.format(**scores) if scores else ''}", flush=True)  # fmt: skip
-            if d_real > 0.9 and d_fake < 0.1:
+            look(epoch)
+            found = score(ema, judge, args) if judge else {}
+            scores = {name: value for name, value in found.items() if name in SCORES}
+            history.append({"epoch": epoch, **row, "images_per_second": round(speed, 1), **scores})
+            say(f"epoch {epoch:3d}   D loss {row['d_loss']:.3f}   G loss {row['g_loss']:.3f}   "
+                f"D(x) {row['d_real']:.2f}   D(G(z)) {row['d_fake']:.2f}   {speed:,.0f} images/s"
+                + (f"   FID {found['fid']:.3f}" if found else ""), flush=True)  # fmt: skip
+            if row["d_real"] > 0.9 and row["d_fake"] < 0.1:
                 say("warning: the discriminator has won: smaller --lr, more data?", file=sys.stderr)
             epoch, progress = epoch + 1, dict(START)
             if epoch > args.epochs or (epoch - 1) % args.checkpoint_every == 0:
