@@ -162,10 +162,9 @@ def find_files(name, root, half, split):
             socket.setdefaulttimeout(20)  # seconds without a byte; a dead address may never answer
             open_with_torchvision(name, root, half, split, download=True)
         except Exception as error:  # whatever a dead address, a proxy or a changed archive raises
-            where = f"put {names[0].rsplit('/', 1)[1]} and the like into {files[0].parent}"
-            raise NotThereError(
-                f"{name} could not be downloaded ({type(error).__name__}); {where}"
-            ) from error
+            why = (str(error).splitlines() or [type(error).__name__])[-1].strip("<>")
+            where = f"put {', '.join(file.name for file in files)} into {files[0].parent}"
+            raise NotThereError(f"{name} could not be downloaded ({why}); {where}") from error
         else:
             found = files
         finally:

@@ -91,7 +91,8 @@ def describe_device(device):
     """
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' * (threads > 1)})"
 
 
 def fit_memory(compute, size, flag="--chunk"):
