@@ -381,7 +381,7 @@ def get_parser():
                        help="same seed, same machine, same losses")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if any, and time both")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
+    group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
     group.add_argument("--dry-run", action="store_true", help="quick: 5 epochs, no torch.compile")
     return parser
 # fmt: on

@@ -282,7 +282,7 @@ def get_parser():
     group.add_argument("--glyphs", type=some, default=20_000,
                        help="how many glyphs to make; for the test a fifth of that")
     group.add_argument("--size", type=number(int, 8), help=(
-        "side in pixels to resize to; as stored, and 32 for a folder"))
+        "side in pixels to resize to (default: as stored; 32 for a folder)"))
     group.add_argument("--shift", type=number(int, 0), default=2,
                        help="augmentation: move each picture by up to so many pixels")
     group.add_argument("--no-flip", dest="flip", action="store_false", help=(
@@ -303,11 +303,11 @@ def get_parser():
     group.add_argument("--amp", action="store_true", help="mixed precision, bfloat16")
     group.add_argument("--compile", action="store_true", help="torch.compile the network")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
+    group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
     group.add_argument("--resume", metavar="RUN", help="go on from a run's last checkpoint")
     group.add_argument("--checkpoint-every", type=some, default=1, help="epochs per checkpoint")
     group.add_argument("--tensorboard", action="store_true", help="show it while it goes on")
-    group.add_argument("--dry-run", action="store_true", help="one batch: does everything work?")
+    group.add_argument("--dry-run", action="store_true", help="one batch, to see if all works")
     return parser
 # fmt: on
 
@@ -431,7 +431,7 @@ def main(argv=None):
     both = zip(labels.tolist(), predicted.tolist(), strict=True)
     confused = Counter((names[i], names[k]) for i, k in both if i != k)
     pairs = [f"{name} for {other} ({n})" for (name, other), n in confused.most_common(5)]
-    print(f"taken for another most often: {', '.join(pairs) or 'none'}")
+    print(f"mistaken most often: {', '.join(pairs) or 'none'}")
     mistakes = find_mistakes(labels, logits)
     titles = [f"{names[labels[i]]}\n→ {names[k]}, {100 * sure:.0f} %" for i, k, sure in mistakes]
     plot_pictures(folder / "mistakes.png", test_half.images[[i for i, *_ in mistakes]], titles)

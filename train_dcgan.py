@@ -304,7 +304,7 @@ def get_parser():
     group.add_argument("--batch-size", type=number(int, 2), default=64, help="of each process")
     group.add_argument("--optimizer", default="adam", choices=("adam", "sgd"),
                        help="adam, or SGD with Nesterov momentum 0.9")
-    group.add_argument("--lr", type=positive, help="learning rate; 1e-3 for adam, 0.01 for sgd")
+    group.add_argument("--lr", type=positive, help="default: 1e-3 for adam, 0.01 for sgd")
     group.add_argument("--beta1", type=number(float, 0, 0.999), default=0.5, help="Adam's momentum")
     group.add_argument("--ema", type=number(float, 0, 0.99999), default=0.999,
                        help="decay of the moving average of G that is sampled; 0 for G itself")
@@ -313,7 +313,7 @@ def get_parser():
     group.add_argument("--amp", action="store_true", help="mixed precision, bfloat16")
     group.add_argument("--compile", action="store_true", help="torch.compile both networks")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
+    group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
     either = group.add_mutually_exclusive_group()
     either.add_argument("--resume", metavar="RUN", help="go on from a run's last checkpoint")
     either.add_argument("--sample", metavar="RUN", help="draw from a run's generator, no training")
@@ -325,7 +325,7 @@ def get_parser():
     group.add_argument("--checkpoint-every", type=some, default=1, help="epochs per checkpoint")
     group.add_argument("--tensorboard", action="store_true", help="show it while it goes on")
     group.add_argument("--html", action="store_true", help="write report.html, to play with")
-    group.add_argument("--dry-run", action="store_true", help="one batch: does everything work?")
+    group.add_argument("--dry-run", action="store_true", help="one batch, to see if all works")
     return parser
 # fmt: on
 

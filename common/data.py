@@ -72,7 +72,8 @@ def load_dataset(
     name = share_from_first(first and first.name)
     dataset = first or load_half(name, *rest)
     if is_first():
-        print(f"data     {name}, {len(dataset.images):,} images, {len(dataset.classes)} classes")
+        print(f"{'data' if train else 'test':8s} {name}, {len(dataset.images):,} images, "
+              f"{len(dataset.classes)} classes")  # fmt: skip
     return dataset
 
 

@@ -57,7 +57,8 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
         return "\n\n".join(p if "  " in p else textwrap.fill(p, width) for p in parts)
 
     def _get_help_string(self, action):
-        silent = action.default is None or action.default is False
+        # A flag that turns something off has the default True, which would read as its own.
+        silent = action.default is None or action.default is False or action.const is False
         return action.help if silent else super()._get_help_string(action)
 
 
