@@ -1,6 +1,7 @@
 """What the tests of several files need."""
 
 import signal
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -36,6 +37,24 @@ def full_disk():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limit
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Give a function that calls a script with what it must refuse: exit code 2, one line.
+
+    It takes the script and its command line, word by word, and returns the line.
+    """
+
+    def call(script, *words):
+        monkeypatch.setattr(sys, "argv", [f"{script.SCRIPT}.py", *words])
+        assert script.exit_code(script.main) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    return call
 
 
 @pytest.fixture(scope="session")

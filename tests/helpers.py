@@ -1,6 +1,9 @@
-"""What the tests of several files compare and write."""
+"""What the tests of several files compare, and how they call what must refuse."""
 
+import pytest
 import torch
+
+from common.errors import UserError
 
 
 def assert_same(a, b):
@@ -19,3 +22,15 @@ def assert_same(a, b):
         assert torch.equal(a, b)
     else:
         assert a == b
+
+
+def refusal(function, *arguments, **options):
+    """Call what must refuse to go on, for a reason that the user can mend.
+
+    :return: the message, which is one line, as every message to a user is
+    :rtype: str
+    """
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -10,7 +10,7 @@ import torch
 
 from common.checkpoint import load_checkpoint, resume_args, save_checkpoint
 from common.errors import UserError, make_parser, number
-from tests.helpers import assert_same
+from tests.helpers import assert_same, refusal
 
 
 def make_state(seed=0):
@@ -24,18 +24,6 @@ def make_state(seed=0):
         "weights": {"w": torch.randn(1000, generator=rng), "n": torch.tensor(3)},
         "args": {"lr": None, "epochs": 5, "name": "größer", "amp": False, "list": [1, 2.5]},
     }
-
-
-def refusal(*arguments):
-    """Load what can't be loaded.
-
-    :return: the message, which is one line
-    :rtype: str
-    """
-    with pytest.raises(UserError) as caught:
-        load_checkpoint(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ----------------------------------------------------------------------------------- save and load
@@ -78,7 +66,7 @@ def test_an_interruption_keeps_the_old_checkpoint(error, tmp_path, monkeypatch):
 def test_nothing_there(tmp_path):
     """A wrong path is named, and what to give instead."""
     for path in (tmp_path, tmp_path / "nowhere"):
-        message = refusal(path, "train")
+        message = refusal(load_checkpoint, path, "train")
         assert str(path) in message
         assert "folder of an earlier run" in message
 
@@ -90,7 +78,7 @@ def test_a_truncated_checkpoint_is_refused(size, tmp_path):
     save_checkpoint(file, make_state())
     data = file.read_bytes()
     file.write_bytes(data[: size if isinstance(size, int) else int(size * len(data))])
-    assert str(file) in refusal(tmp_path, "train")
+    assert str(file) in refusal(load_checkpoint, tmp_path, "train")
 
 
 def test_a_flipped_bit_never_becomes_a_weight(tmp_path):
@@ -122,13 +110,13 @@ def test_other_files_are_refused(content, tmp_path):
             archive.writestr("a.txt", "text")
     else:
         file.write_bytes(pickle.dumps({"script": "train"}))
-    assert str(file) in refusal(tmp_path, "train")
+    assert str(file) in refusal(load_checkpoint, tmp_path, "train")
 
 
 def test_the_checkpoint_of_another_script_is_refused(tmp_path):
     """The message says who wrote it and who could not read it."""
     save_checkpoint(tmp_path / "checkpoint.pt", make_state())
-    message = refusal(tmp_path, "explain")
+    message = refusal(load_checkpoint, tmp_path, "explain")
     assert "written by train, not by explain" in message
 
 
@@ -149,7 +137,7 @@ def test_a_malicious_checkpoint_is_not_executed(legacy, tmp_path):
     harm = tmp_path / "harmed"
     state = make_state() | {"evil": Evil(str(harm))}
     torch.save(state, tmp_path / "checkpoint.pt", _use_new_zipfile_serialization=not legacy)
-    assert "checkpoint.pt" in refusal(tmp_path, "train")
+    assert "checkpoint.pt" in refusal(load_checkpoint, tmp_path, "train")
     assert not harm.exists()
     torch.load(tmp_path / "checkpoint.pt", weights_only=False)  # the trap does work
     assert harm.exists()

@@ -19,7 +19,7 @@ from PIL import Image
 
 import common.data
 from common.data import load_dataset
-from common.errors import UserError
+from tests.helpers import refusal
 
 COUNT = 5  # pictures in the small datasets here
 # An L: a long stroke down its left side, a short one along its foot. Transposing it gives
@@ -154,18 +154,6 @@ def save_picture(path, color, size=(40, 40), mode="RGB"):
     Image.new("RGB", size, color).convert(mode).save(path)
 
 
-def refusal(*arguments, **options):
-    """Load what can't be loaded.
-
-    :return: the message, which is one line, as every message to a user is
-    :rtype: str
-    """
-    with pytest.raises(UserError) as caught:
-        load_dataset(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 # ---------------------------------------------------------------------- EMNIST, MNIST and Fashion
 
 
@@ -273,7 +261,7 @@ def test_folder(halves, tmp_path):
         save_picture(tmp_path / "test" / "red" / "e.png", (9, 0, 0))
         assert load_dataset("folder", tmp_path, train=False).images[0, 0, 0, 0] == 9
     else:
-        assert "test/" in refusal("folder", tmp_path, train=False)
+        assert "test/" in refusal(load_dataset, "folder", tmp_path, train=False)
 
 
 def test_folder_turns_photos_upright(tmp_path):
@@ -351,7 +339,7 @@ def test_auto_refuses_damaged_emnist(pack, tmp_path):
     write_emnist(tmp_path, pictures(), range(COUNT), pack=pack)
     for file in (tmp_path / "EMNIST" / "raw").iterdir():
         file.write_bytes(file.read_bytes()[:-9])
-    message = refusal("auto", tmp_path, glyphs=62)
+    message = refusal(load_dataset, "auto", tmp_path, glyphs=62)
     assert "damaged" in message
     assert str(tmp_path / "EMNIST" / "raw") in message
 
@@ -370,7 +358,7 @@ def test_auto_refuses_damaged_emnist(pack, tmp_path):
 )
 def test_a_dead_address_says_where_the_files_belong(name, place, file, tmp_path, asked):
     """Without files and network, the one line names the files and their place."""
-    message = refusal(name, tmp_path)
+    message = refusal(load_dataset, name, tmp_path)
     assert asked  # it did try
     assert f"put {file}" in message
     assert str(tmp_path / place) in message
@@ -426,7 +414,7 @@ def test_damaged_files_are_refused(spoil, tmp_path, asked):
     """Whatever is wrong with a file, one line says which folder to clear; nothing is cached."""
     write_emnist(tmp_path, pictures(), range(COUNT))
     spoil(*emnist_files(tmp_path))
-    message = refusal("emnist", tmp_path)
+    message = refusal(load_dataset, "emnist", tmp_path)
     assert "emnist" in message
     assert "damaged" in message
     assert str(tmp_path / "EMNIST" / "raw") in message
@@ -437,7 +425,7 @@ def test_damaged_files_are_refused(spoil, tmp_path, asked):
 def test_letters_without_a_class_are_refused(tmp_path):
     """In the letters split a label 0 stands for no letter."""
     write_emnist(tmp_path, pictures(2), [0, 1], split="letters")
-    assert "damaged" in refusal("emnist", tmp_path, split="letters")
+    assert "damaged" in refusal(load_dataset, "emnist", tmp_path, split="letters")
 
 
 def test_a_damaged_cifar10_is_refused(tmp_path, monkeypatch):
@@ -446,7 +434,7 @@ def test_a_damaged_cifar10_is_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     evil = b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "harmed") + b"'\ntR."
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(evil)
-    message = refusal("cifar10", tmp_path)
+    message = refusal(load_dataset, "cifar10", tmp_path)
     assert str(tmp_path / "cifar-10-batches-py") in message
     assert not (tmp_path / "harmed").exists()
 
@@ -461,7 +449,7 @@ def test_a_damaged_archive_is_named(damage, tmp_path):
     bad = {"cut": good[:-20], "flipped": flipped, "not gzip": b"<html>"}[damage]
     packed.write_bytes(bad)
     before = set(packed.parent.iterdir())
-    message = refusal("emnist", tmp_path)
+    message = refusal(load_dataset, "emnist", tmp_path)
     assert str(packed) in message
     assert "fetch it again" in message
     assert set(packed.parent.iterdir()) == before
@@ -486,7 +474,7 @@ def test_a_folder_without_pictures_is_refused(layout, tmp_path):
         folder.mkdir()
     if layout == "no class folders":
         save_picture(folder / "a.png", (1, 2, 3))
-    message = refusal("folder", folder)
+    message = refusal(load_dataset, "folder", folder)
     assert str(folder) in message
     assert "one folder of them per class" in message
 
@@ -499,7 +487,7 @@ def test_a_broken_picture_is_named(kind, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(bad)
     bad.write_bytes(bad.read_bytes()[:500] if kind == "cut" else b"no picture")
-    assert str(bad) in refusal("folder", tmp_path)
+    assert str(bad) in refusal(load_dataset, "folder", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- cache

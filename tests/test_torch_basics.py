@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -301,14 +300,10 @@ def test_same_seed_same_losses(short_run, tmp_path):
 
 
 @pytest.mark.parametrize("lr", ["1e-6", "1e-3", "1e300"])
-def test_a_diverging_lr_is_one_line_and_no_figure(lr, tmp_path, monkeypatch, capsys):
+def test_a_diverging_lr_is_one_line_and_no_figure(lr, tmp_path, refused):
     """Exit code 2, the curve, the epoch and a smaller lr that works; no plot of NaN."""
     out = tmp_path / "run"
-    arguments = ["--lr", lr, "--epochs", "30", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["torch_basics.py", *arguments])
-    assert torch_basics.exit_code(torch_basics.main) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    error = refused(torch_basics, "--lr", lr, "--epochs", "30", "--out", str(out))
     assert "diverges" in error
     assert "epoch" in error
     assert not list(out.glob("[!.]*"))
@@ -371,14 +366,10 @@ def test_without_a_compiler_one_line_says_so(drawn, monkeypatch, capsys):
         (["--out", str(Path(torch_basics.__file__).parent)], "isn't empty"),
     ],
 )
-def test_bad_arguments_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+def test_bad_arguments_are_one_line(arguments, message, tmp_path, monkeypatch, refused):
     """A mistake ends in exit code 2 and one line that names it; nothing is left behind."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["torch_basics.py", *arguments])
-    assert torch_basics.exit_code(torch_basics.main) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in refused(torch_basics, *arguments)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 
 import imageio.v3 as imageio
 import numpy as np
@@ -416,14 +415,10 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(data, tmp_path,
         (["--dataset", "folder", "--data-dir", "nowhere"], "nowhere"),
     ],
 )
-def test_bad_arguments_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+def test_bad_arguments_are_one_line(arguments, message, tmp_path, monkeypatch, refused):
     """A mistake ends in exit code 2 and one line that names it; nothing is left behind."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train_classifier.py", *arguments])
-    assert train_classifier.exit_code(train_classifier.main) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in refused(train_classifier, *arguments)
     assert not (tmp_path / "runs").exists()
 
 
