@@ -1,5 +1,7 @@
 """What the tests of several files compare, and how they call what must refuse."""
 
+import json
+
 import pytest
 import torch
 
@@ -34,3 +36,19 @@ def refusal(function, *arguments, **options):
         function(*arguments, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def read_metrics(folder, metrics):
+    """Read metrics.json, and hold it against the run folder and against what main returned.
+
+    :param pathlib.Path folder: of the run
+    :param dict metrics: what main returned
+    :return: what the file holds
+    :rtype: dict
+    """
+    saved = json.loads((folder / "metrics.json").read_text())
+    assert saved == json.loads(json.dumps(metrics))
+    assert {"command", "args", "dataset", "device", "versions", "seconds", "files"} <= set(saved)
+    on_disk = {f.relative_to(folder).as_posix() for f in folder.rglob("[!.]*") if f.is_file()}
+    assert set(saved["files"]) == on_disk
+    return saved

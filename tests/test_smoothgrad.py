@@ -25,6 +25,7 @@ from common.folding import fold
 from common.images import add_caption
 from common.panels import to_picture
 from smoothgrad import Maps, integrated_gradients, over_channels, to_heatmap
+from tests.helpers import read_metrics
 from tests.processes import fork, group, wait, wait_for
 
 
@@ -475,9 +476,7 @@ def test_a_run_leaves_what_it_promises(run, tmp_path, capsys):
     metrics = run(folder)
     said, warned = capsys.readouterr()
     assert warned == ""
-    saved = json.loads((folder / "metrics.json").read_text())
-    assert saved == json.loads(json.dumps(metrics))
-    assert {"command", "args", "dataset", "device", "versions", "seconds", "files"} <= set(saved)
+    saved = read_metrics(folder, metrics)
     assert saved["failed"] == {}
     assert [Path(i["path"]).stem for i in saved["images"]] == ["ant", "bee", "cat"]
     for image in saved["images"]:
@@ -509,8 +508,6 @@ def test_a_run_leaves_what_it_promises(run, tmp_path, capsys):
         assert said.count(image["path"]) == 1
     sheet = imageio.imread(folder / "contact_sheet.png")
     assert sheet.std() > 20
-    on_disk = {f.relative_to(folder).as_posix() for f in folder.rglob("[!.]*") if f.is_file()}
-    assert set(saved["files"]) == on_disk
     assert not list(folder.rglob("*.part*"))
 
 

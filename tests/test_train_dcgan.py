@@ -3,7 +3,6 @@
 import copy
 import csv
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -23,7 +22,7 @@ from common.errors import UserError
 from common.fid import SCORES
 from common.glyphs import CLASSES as GLYPH_CLASSES
 from common.layers import to_plain
-from tests.helpers import assert_same
+from tests.helpers import assert_same, read_metrics
 from tests.processes import fork, group, wait, wait_for
 
 # Small and quick: 2 batches of 16 glyphs an epoch, networks of a sixteenth of the width.
@@ -307,24 +306,11 @@ def test_a_run_leaves_what_it_promises(four_epochs):
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
-    saved = json.loads((folder / "metrics.json").read_text())
-    assert saved == json.loads(json.dumps(metrics))
-    assert {
-        "command",
-        "args",
-        "dataset",
-        "device",
-        "versions",
-        "seconds",
-        "files",
-        "epochs",
-    } <= set(saved)
+    saved = read_metrics(folder, metrics)
     assert saved["dataset"] == "glyphs"
     assert [set(e) for e in saved["epochs"]] == [
         {"epoch", "d_loss", "g_loss", "d_real", "d_fake", "images_per_second"}] * 4  # fmt: skip
     assert all(0 < e["d_real"] < 1 and e["images_per_second"] > 0 for e in saved["epochs"])
-    on_disk = {f.relative_to(folder).as_posix() for f in folder.rglob("[!.]*") if f.is_file()}
-    assert set(saved["files"]) == on_disk
 
 
 def test_resume_is_bit_exact(four_epochs, data, tmp_path):
