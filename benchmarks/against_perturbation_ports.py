@@ -6,12 +6,14 @@
 iterations of Adam with learning rate 0.1, clamped to [0, 1]; 0.01 mean|1 - m|, 0.2 mean|grad m|^3,
 the class's probability; the reference is a median filter of 11 pixels; noise of 0.2 (in units of
 the normalised picture) in the first channel alone, which is what ``cv2.randn`` makes of a scalar.
+
 (B) Ours on (A)'s objective, with (A)'s noise. (C) explain_perturb.py with its defaults.
+
 (D) TorchRay's extremal perturbation, where it is installed; it is timed over a part of its 800
 iterations, and scaled up.
 
-All take turns, photo by photo. The objective is a mean over 200 new draws of the noise. AUC is that
-of compare_explanations.py, 28 steps, mid-grey (deletion) and blur (both).
+All take turns, photo by photo. The objective is a mean over 200 new draws of the noise. Deletion
+and insertion areas are those of perturbation_quality.py.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,26 +31,15 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import explain_perturb
+from benchmarks.perturbation_quality import AREAS, learn, measure_areas
 from common.classifiers import load_classifier, load_lite0
-from common.deletion import area, make_reference, probability_curve
 from common.device import make_rng, set_up
+from common.errors import HelpFormatter
 from common.masks import total_variation
 from common.photos import find_photos, read_photo
 
 L1, L2, BETA, NOISE, ITERATIONS = 0.01, 0.2, 3, 0.2, 500
-
-
-class PortsClassifier(torch.nn.Module):
-    """The same network as a port loads it: BatchNorm not folded, channels first."""
-
-    def __init__(self):
-        super().__init__()
-        self.network, (self.mean, *_), (self.std, *_) = load_lite0()[:3]
-        self.eval().requires_grad_(False)
-
-    def forward(self, x):
-        """Map normalised pictures to logits."""
-        return self.network(x)
+MEAN, STD = 127 / 255, 128 / 255  # of the classifier's normalisation
 
 
 def median(x):
@@ -67,7 +59,7 @@ def port(model, x, target, seed):
     :rtype: torch.Tensor
     """
     rng = np.random.default_rng(seed)
-    x, r = ((v - model.mean) / model.std for v in (x, median(x)))
+    x, r = ((v - MEAN) / STD for v in (x, median(x)))
     m = torch.ones(1, 1, 28, 28, requires_grad=True)
     upsample = torch.nn.UpsamplingBilinear2d(size=x.shape[-2:])
     optimizer = torch.optim.Adam([m], lr=0.1)
@@ -87,13 +79,11 @@ def port(model, x, target, seed):
 class PortGame(explain_perturb.Game):
     """The port's objective, for our optimiser and for our faster classifier."""
 
-    std = 128 / 255  # of the classifier's normalisation, in whose units the noise is
-
     def draw(self, rng, progress=1.0):
         """Draw noise in the first channel alone."""
         draw = super().draw(rng, progress)
         noise = torch.zeros(len(self.keeps), *self.x.shape[1:])
-        noise[:, 0] = torch.randn(noise[:, 0].shape, generator=rng) * NOISE * self.std
+        noise[:, 0] = torch.randn(noise[:, 0].shape, generator=rng) * NOISE * STD
         return draw._replace(noise=noise)
 
     def objective(self, theta, draw):
@@ -140,14 +130,10 @@ def ours(network, x, target):
     :return: the mask, a ranking of the pixels, the masked photo, facts
     :rtype: tuple
     """
-    args, rng = explain_perturb.get_parser().parse_args([]), make_rng("cpu", 0)
-    reference = make_reference(args.reference, x, args.blur, rng)
-    game = explain_perturb.Game(network, x, reference, torch.tensor([target]), args)
-    theta = game.start()
-    for _ in explain_perturb.optimise(game, theta, args, rng):
-        pass
+    args = explain_perturb.get_parser().parse_args([])
+    game, theta, _ = learn(network, x, torch.tensor([target]), args)
     before = float(network(x).softmax(1)[0, target])
-    return explain_perturb.find_answer(game, 0, theta.detach(), before)
+    return explain_perturb.find_answer(game, 0, theta, before)
 
 
 def torchray(model, x, target, iterations):
@@ -158,27 +144,14 @@ def torchray(model, x, target, iterations):
     """
     from torchray.attribution.extremal_perturbation import extremal_perturbation
 
-    masks = extremal_perturbation(model, (x - model.mean) / model.std, target, max_iter=iterations,
+    masks = extremal_perturbation(model, (x - MEAN) / STD, target, max_iter=iterations,
                                   areas=[0.05, 0.1, 0.2, 0.4])[0]  # fmt: skip
     return masks.mean((0, 1))
 
 
-def aucs(network, x, target, ranking):
-    """Give deletion (grey), deletion (blur), insertion (grey) and insertion (blur).
-
-    :rtype: list[float]
-    """
-    blurred = make_reference("blur", x, 10, None)
-    fills, y = (torch.full_like(x, 0.5), blurred), torch.tensor([target])
-    return [area(probability_curve(network, x, y, ranking, fill, insertion))
-            for insertion in (False, True) for fill in fills]  # fmt: skip
-
-
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     samples = ["sample:coffee", "sample:cat", "sample:rocket"]
     parser.add_argument("--image", nargs="+", default=samples, help="photos or folders of them")
     parser.add_argument("--every", type=int, default=1, help="take only every so many-th photo")
@@ -193,8 +166,10 @@ def main():
     """Let all take turns on each photo, and print a table and a RESULT line."""
     args = get_parser().parse_args()
     set_up(False, 0)
-    classifier, model = load_classifier(), PortsClassifier()
-    network, rows = classifier.network, {}
+    classifier, rows = load_classifier(), {}
+    network = classifier.network
+    # The same network as a port loads it: BatchNorm not folded, channels first.
+    model = load_lite0()[0].eval().requires_grad_(False)
     for number, photo in enumerate(find_photos(args.image)[:: args.every]):
         x = read_photo(photo, classifier.resize, classifier.size)
         before, y = network(x).softmax(1).max(1)
@@ -202,13 +177,13 @@ def main():
         settings = explain_perturb.get_parser().parse_args([])
         judge = PortGame(network, x, median(x), y, settings)
         turns = {
-            "port": lambda x=x, y=target, n=number: port(model, x, y, n),
-            "ours, port's objective": lambda x=x, y=target: ours_on_port(
-                network, x, y, args.iterations, args.pictures),
-            "ours, defaults": lambda x=x, y=target: ours(network, x, y),
+            "port": partial(port, model, x, target, number),
+            "ours, port's objective": partial(
+                ours_on_port, network, x, target, args.iterations, args.pictures),
+            "ours, defaults": partial(ours, network, x, target),
         }  # fmt: skip
         if args.torchray:
-            turns["TorchRay"] = lambda x=x, y=target: torchray(model, x, y, args.torchray)
+            turns["TorchRay"] = partial(torchray, model, x, target, args.torchray)
         for name, turn in turns.items():
             began = time.perf_counter()
             found = turn()
@@ -223,11 +198,12 @@ def main():
                 row = [*judge.value(found), float(1 - found.mean())]
                 found = F.interpolate(1 - found[None, None], x.shape[-2:], mode="bilinear")[0, 0]
             row[1] /= float(before)
-            rows.setdefault(name, []).append([seconds, *row, *aucs(network, x, target, found)])
+            row += measure_areas(network, x, target, found)
+            rows.setdefault(name, []).append([seconds, *row])
             print(f"{photo:40s} {name:24s} {seconds:6.1f} s", flush=True)
 
     print(f"\n{'':24s} {'s':>6s} {'ratio':>6s} {'objective':>9s} {'left':>6s} {'deleted':>7s}"
-          f" {'del. grey':>9s} {'del. blur':>9s} {'ins. grey':>9s} {'ins. blur':>9s}")  # fmt: skip
+          f" {'del. blur':>9s} {'ins. blur':>9s} {'del. grey':>9s} {'ins. grey':>9s}")  # fmt: skip
     result = {"photos": len(rows["port"])}
     for name, values in rows.items():
         seconds = [row[0] for row in values]
@@ -238,8 +214,7 @@ def main():
         print(f"{name:24s} {statistics.median(seconds):6.1f} {ratio:6.2f} {numbers}")
         key = name.replace(",", "").replace("'s", "").replace(" ", "_")
         result[f"ratio_{key}"] = round(ratio, 2)
-        names = ("objective", "left", "deleted", "deletion_grey", "deletion_blur",
-                 "insertion_grey", "insertion_blur")  # fmt: skip
+        names = ("objective", "left", "deleted", *AREAS)
         result |= {f"{k}_{key}": round(float(v), 4)
                    for k, v in zip(names, mean[1:], strict=True) if v == v}  # fmt: skip
     print("RESULT", json.dumps(result))

@@ -4,9 +4,9 @@
 
 A folder's photos count if their name begins with the class index that the classifier finds. For
 each: how much of the class's probability is left and how much was deleted; deletion and insertion
-AUC of the ranking (compare_explanations.py, 28 steps); and whether the same mask works elsewhere:
-with another reference, and on EfficientNet-Lite1, which the mask has never seen, beside a random
-mask and a centred square of the same area. Then, on the first photos, both optimisers.
+areas of the ranking (common/deletion.py, 28 steps); and with --transfer whether the same mask works
+elsewhere: with another reference, and on EfficientNet-Lite1, which the mask has never seen, beside
+a random mask and a centred square of the same area. --race compares the two optimisers instead.
 """
 
 import argparse
@@ -23,14 +23,15 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import explain_perturb
 from common.classifiers import Normalise, load_classifier
-from common.deletion import area, make_reference, probability_curve
+from common.deletion import area, blur, make_reference, probability_curve
 from common.device import make_rng, set_up
+from common.errors import HelpFormatter
 from common.folding import fold
 from common.images import plot_curves
 from common.masks import enlarge, level_sets
 from common.photos import find_photos, read_photo
 
-AUCS = ("deletion_blur", "insertion_blur", "deletion_grey", "insertion_grey")
+AREAS = ("deletion_blur", "insertion_blur", "deletion_grey", "insertion_grey")
 
 
 def load_lite1():
@@ -54,15 +55,26 @@ def load_lite1():
 def learn(network, x, target, args):
     """Learn the masks of some photos at once.
 
-    :return: the game, its parameters, the trace of (objective, evaluations), and seconds per photo
+    :return: the game, its parameters, and how many pictures were evaluated for each photo
     :rtype: tuple
     """
-    began, rng = time.perf_counter(), make_rng("cpu", args.seed)
+    rng = make_rng("cpu", args.seed)
     reference = make_reference(args.reference, x, args.blur, rng)
     game = explain_perturb.Game(network, x, reference, target, args)
     theta = game.start()
-    trace = [(v, n) for v, n in explain_perturb.optimise(game, theta, args, rng)]
-    return game, theta.detach(), trace, (time.perf_counter() - began) / len(x)
+    *_, (_, evaluations) = explain_perturb.optimise(game, theta, args, rng)
+    return game, theta.detach(), evaluations
+
+
+def measure_areas(network, x, target, ranking):
+    """Measure what a ranking of the pixels is worth.
+
+    :return: AREAS, under its curves of deletion and of insertion
+    :rtype: list[float]
+    """
+    fills, y = (blur(x), torch.full_like(x, 0.5)), torch.tensor([target])
+    return [area(probability_curve(network, x, y, ranking, fill, insertion))
+            for fill in fills for insertion in (False, True)]  # fmt: skip
 
 
 def random_mask(deleted, cells, rng):
@@ -121,9 +133,7 @@ def race(network, photos, path):
     def play(x, target, options):
         args = explain_perturb.get_parser().parse_args(
             ["--regularizer", "tv", "--game", "deletion", "--pictures", "4", *options])  # fmt: skip
-        reference = make_reference("blur", x, 10, None)
-        game = explain_perturb.Game(network, x, reference, torch.tensor([target]), args)
-        return game, args
+        return explain_perturb.Game(network, x, blur(x), torch.tensor([target]), args), args
 
     for x, target in photos:
         judge, _ = play(x, target, ["--pictures", "16"])
@@ -151,18 +161,15 @@ def race(network, photos, path):
 
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     samples = ["sample:coffee", "sample:cat", "sample:rocket"]
     parser.add_argument("--image", nargs="+", default=samples, help="photos or folders of them")
     parser.add_argument("--every", type=int, default=1, help="take only every so many-th photo")
     parser.add_argument("--batch", type=int, default=4, help="photos at once")
-    parser.add_argument(
-        "--transfer", action="store_true", help="apply masks elsewhere; needs Lite1"
-    )
+    parser.add_argument("--transfer", action="store_true",
+                        help="apply masks elsewhere; needs the package of Lite1")  # fmt: skip
     parser.add_argument("--race", metavar="PNG", help="only plot Adam and L-BFGS, over the photos")
-    parser.add_argument("--options", default="", help="of explain_perturb.py, in quotes")
+    parser.add_argument("--options", help="of explain_perturb.py, in quotes")
     parser.add_argument("--out", help="write the numbers of all photos to this JSON file")
     return parser
 
@@ -170,15 +177,14 @@ def get_parser():
 def main():
     """Explain all photos, and print a table and a RESULT line."""
     args = get_parser().parse_args()
-    options = explain_perturb.get_parser().parse_args(args.options.split())
+    options = explain_perturb.get_parser().parse_args((args.options or "").split())
     options.areas = sorted(options.areas)
     set_up(False, 0)
     classifier = load_classifier()
     network, rows = classifier.network, []
     networks = {"Lite0": network} | ({"Lite1": load_lite1()} if args.transfer else {})
-    photos = find_photos(args.image)[:: args.every]
     todo = []
-    for photo in photos:
+    for photo in find_photos(args.image)[:: args.every]:
         x = read_photo(photo, classifier.resize, classifier.size)
         p, y = network(x).softmax(1).max(1)
         named = re.match(r"\d+", Path(photo).name)
@@ -190,18 +196,17 @@ def main():
     for i in range(0, len(todo), args.batch):
         some = todo[i : i + args.batch]
         x, target = torch.cat([row[1] for row in some]), torch.tensor([row[2] for row in some])
-        game, theta, trace, seconds = learn(network, x, target, options)
+        began = time.perf_counter()
+        game, theta, evaluations = learn(network, x, target, options)
+        seconds = (time.perf_counter() - began) / len(some)
         for k, (photo, x, y, before) in enumerate(some):
             began = time.perf_counter()
             m, ranking, _, facts = explain_perturb.find_answer(game, k, theta, before)
-            row = {"photo": Path(photo).stem, "before": before, "evaluations": trace[-1][1],
+            row = {"photo": Path(photo).stem, "before": before, "evaluations": evaluations,
                    "seconds": seconds + time.perf_counter() - began,
                    "left": facts["probability_after"] / before, "deleted": facts["area"],
                    "reached": facts["reached"]}  # fmt: skip
-            fills = make_reference("blur", x, 10, None), torch.full_like(x, 0.5)
-            values = [area(probability_curve(network, x, torch.tensor([y]), ranking, fill, ins))
-                      for fill in fills for ins in (False, True)]  # fmt: skip
-            row |= dict(zip(AUCS, values, strict=True))
+            row |= dict(zip(AREAS, measure_areas(network, x, y, ranking), strict=True))
             if args.transfer:
                 row["transfer"] = transfer(networks, x, y, m, options.mask_size, i + k)
             rows.append(row)
@@ -211,7 +216,7 @@ def main():
 
     print(f"\n{len(rows)} photos{'':12s} {'mean':>8s} {'median':>8s} {'worst':>8s}")
     result = {"photos": len(rows)}
-    for name in ("before", "left", "deleted", *AUCS, "seconds"):
+    for name in ("before", "left", "deleted", *AREAS, "seconds"):
         values = np.array([row[name] for row in rows])
         worst = values.min() if name.startswith("ins") else values.max()
         print(f"{name:20s} {values.mean():8.3f} {np.median(values):8.3f} {worst:8.3f}")
