@@ -85,7 +85,7 @@ class Draw(NamedTuple):
     shifts: list
     areas: torch.Tensor
     noise: torch.Tensor
-    progress: float = 1.0
+    progress: float
 
 
 class Game:
@@ -103,23 +103,24 @@ class Game:
 
     def __init__(self, network, x, reference, target, args):
         self.network, self.x, self.reference, self.target = network, x, reference, target
-        self.args, self.size, both = args, x.shape[-1], args.game == "both"
-        self.areas, fixed = torch.tensor(args.areas, device=x.device), args.regularizer == "area"
+        self.args, self.size = args, x.shape[-1]
+        self.areas = torch.tensor(args.areas, device=x.device)
+        both, fixed = args.game == "both", args.regularizer == "area"
         args.iterations = args.iterations or (80 if fixed else 25)
         args.lr = args.lr or (0.5 if fixed else 1.0)
-        self.masks = len(args.areas) if fixed else 1
-        count = self.masks * (1 + both) if fixed else args.pictures
+        self.mask_count = len(args.areas) if fixed else 1
+        count = self.mask_count * (1 + both) if fixed else args.pictures
         self.keeps = torch.full((count,), args.game == "preservation", device=x.device)
         self.keeps[1::2] |= both
         # The areas reported are those of deletion: it counts more than preservation.
         self.signs = torch.where(self.keeps, -args.keep_weight if both else -1.0, 1.0)
         self.jitter = max(1, round(args.jitter * self.size / 224))
-        self.padded = [F.pad(v, (0, self.jitter - 1) * 2, "replicate") for v in (x, reference)]
+        self.padded = F.pad(torch.cat([x, reference], 1), (0, self.jitter - 1) * 2, "replicate")
 
     def start(self):
         """Give the parameters to start from, (N, K, cells): no cell is better than another."""
         cells = masks.count_cells(self.args.mask_size)
-        return torch.zeros(len(self.x), self.masks, cells, device=self.x.device)
+        return torch.zeros(len(self.x), self.mask_count, cells, device=self.x.device)
 
     def draw(self, rng, progress=1.0):
         """Draw what is random in a step, a :class:`Draw`."""
@@ -155,11 +156,8 @@ class Game:
         :return: (N, P, C, H, W)
         :rtype: torch.Tensor
         """
-        size = self.size
-        x, reference = (
-            torch.stack([v[..., i : i + size, j : j + size] for i, j in draw.shifts], 1)
-            for v in self.padded
-        )
+        shifted = [self.padded[..., i : i + self.size, j : j + self.size] for i, j in draw.shifts]
+        x, reference = torch.stack(shifted, 1).chunk(2, 2)  # (N, P, C, H, W) each
         return torch.lerp(reference, x, m[:, :, None]) + draw.noise
 
     def objective(self, theta, draw):
@@ -193,30 +191,30 @@ def optimise(game, theta, args, rng):
     theta.requires_grad_()
     adam = torch.optim.Adam([theta], args.lr, betas=(0.8, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, args.iterations)
-    lbfgs, history, evaluations = args.optimizer == "lbfgs", [], 0
-    still = torch.zeros(len(theta), dtype=torch.bool)
+    use_lbfgs, history, evaluations = args.optimizer == "lbfgs", [], 0
+    finished = torch.zeros(len(theta), dtype=torch.bool)
+
+    def closure():
+        theta.grad = None
+        value = game.objective(theta, draw)
+        value.sum().backward(inputs=[theta])
+        values.append(value.detach().cpu())
+        return value.sum()
+
     for step in range(1, args.iterations + 1):
         draw, before, values = game.draw(rng, step / args.iterations), theta.detach().clone(), []
-
-        def closure(draw=draw, values=values):
-            theta.grad = None
-            value = game.objective(theta, draw)
-            value.sum().backward(inputs=[theta])
-            values.append(value.detach().cpu())
-            return value.sum()
-
-        if lbfgs:  # its line search compares values, so that draws are fixed within a step
-            newton = torch.optim.LBFGS([theta], max_iter=args.inner, line_search_fn="strong_wolfe")
-            newton.step(closure)
+        if use_lbfgs:  # its line search compares values, so that draws are fixed within a step
+            lbfgs = torch.optim.LBFGS([theta], max_iter=args.inner, line_search_fn="strong_wolfe")
+            lbfgs.step(closure)
             if not theta.isfinite().all():
                 say("warning: L-BFGS led to NaN: going on with Adam", sys.stderr)
-                lbfgs = False
+                use_lbfgs = False
                 theta.data.copy_(before)
         else:
             closure()
             adam.step()
             schedule.step()
-        theta.data[still] = before[still]  # who has finished rests, whoever else is in the batch
+        theta.data[finished] = before[finished]  # they rest, whoever else is in the batch
         if not theta.isfinite().all():
             raise UserError("the mask is no longer finite: choose a smaller --lr")
         evaluations += len(values) * len(game.keeps)
@@ -224,8 +222,8 @@ def optimise(game, theta, args, rng):
         yield values[0], evaluations
         if args.tolerance and len(history) >= 20:
             old, new = torch.stack(history[-20:]).view(2, 10, -1).mean(1)
-            still |= (old - new).abs() <= args.tolerance * old.abs()
-            if still.all():
+            finished |= (old - new).abs() <= args.tolerance * old.abs()
+            if finished.all():
                 return
 
 
@@ -261,20 +259,20 @@ def find_answer(game, i, theta, before):
         seen = [torch.cat([a[:first], b, a[first:]]) for a, b in zip(seen, closer, strict=True)]
     u, m, pictures, left = seen
     areas, smallest = u.mean((1, 2)), {}
-    for part in {*PARTS, suppress}:
+    for part in sorted({*PARTS, suppress}):
         ok = enough(left, part)
         smallest[part] = int(areas.where(ok, torch.inf).argmin()) if ok.any() else None
     reached = smallest[suppress] is not None
     best = smallest[suppress] if reached else int(left.argmax() if keeping else left.argmin())
-    found = {
+    facts = {
         "probability_after": float(left[best]),
         "area": float(1 - m[best].mean()),
         "reached": reached,
         "smallest_areas": {f"{100 * part:g}%": None if k is None else float(areas[k])
-                           for part, k in sorted(smallest.items())},
+                           for part, k in smallest.items()},
         "curve": torch.stack([1 - m.mean((1, 2)), left], 1).tolist(),  # over the deleted area
     }  # fmt: skip
-    return m[best], ranking, pictures[best].byte(), found
+    return m[best], ranking, pictures[best].byte(), facts
 
 
 def explain_group(classifier, args, folder, stop, pairs):
@@ -286,15 +284,14 @@ def explain_group(classifier, args, folder, stop, pairs):
     :rtype: list[dict]
     :raises Interrupted: if a signal came
     """
-    network, classes, size = classifier.network, classifier.classes, classifier.size
-    device = next(network.parameters()).device
+    network, size, device = classifier.network, classifier.size, classifier.device
     x = [read_photo(photo, classifier.resize, size, classifier.channels) for photo, _ in pairs]
     started, x = time.time(), torch.cat(x).to(device)
     with torch.no_grad():
         probabilities = network(x).softmax(1)
     target = probabilities.argmax(1)
     if args.target is not None:
-        target[:] = find_class(classes, args.target)
+        target[:] = find_class(classifier.classes, args.target)
     before = probabilities.gather(1, target[:, None])[:, 0].tolist()
 
     rng = make_rng(device, args.seed)
@@ -312,13 +309,15 @@ def explain_group(classifier, args, folder, stop, pairs):
                 frames[i].append(add_caption(picture, f"{evaluations} evaluations"))
         if stop.signum:
             raise Interrupted(f"stopped; go on: python {SCRIPT}.py --resume {folder}", stop.signum)
-    found = [find_answer(game, i, theta, before[i]) for i in range(len(pairs))]
+    answers = [find_answer(game, i, theta, before[i]) for i in range(len(pairs))]
     seconds, records = round((time.time() - started) / len(pairs), 2), []
-    for i, ((photo, stem), answer) in enumerate(zip(pairs, found, strict=True)):
+    for i, (photo, stem) in enumerate(pairs):
+        m, ranking, perturbed, facts = answers[i]
         record = {"path": photo, "panel": f"{stem}_panel.png", "target": int(target[i]),
-                  "class_name": classes[target[i]], "probability": before[i], "seconds": seconds,
-                  "evaluations": evaluations, **answer[-1], "trace": traces[i]}  # fmt: skip
-        write_mask(folder, stem, x[i], *answer[:3], record, frames[i])
+                  "class_name": classifier.classes[target[i]], "probability": before[i],
+                  "seconds": seconds, "evaluations": evaluations, **facts,
+                  "trace": traces[i]}  # fmt: skip
+        write_mask(folder, stem, x[i], m, ranking, perturbed, record, frames[i])
         say(f"{photo}: {record['class_name']} {before[i]:.2%}, after the mask "
             f"{record['probability_after']:.2%}; deleted {record['area']:.1%}")  # fmt: skip
         if not record["reached"]:
@@ -421,11 +420,11 @@ def main(argv=None):
     save_arguments(folder, SCRIPT, args)
 
     def explain(pairs):
-        def some(batch):
-            groups = [pairs[i : i + batch] for i in range(0, len(pairs), batch)]
+        def in_groups(size):
+            groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
             return [r for g in groups for r in explain_group(classifier, args, folder, stop, g)]
 
-        records, args.batch = fit_memory(some, args.batch, "--batch")
+        records, args.batch = fit_memory(in_groups, args.batch, "--batch")
         return records
 
     with watching_signals() as stop:
