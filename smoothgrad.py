@@ -129,9 +129,7 @@ class Guided(TorchFunctionMode):
     Functions are watched, not modules: ``F.relu`` and ``x.relu_()`` are found as ``nn.ReLU`` is.
     """
 
-    def __init__(self):
-        super().__init__()
-        self.count = 0  # of ReLUs that were guided
+    count = 0  # of ReLUs that were guided
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Call the function; guide the gradient of its output if it is a ReLU."""
@@ -230,9 +228,10 @@ def smoothgrad(explain, x, target, noise, samples, chunk, rng):
     :rtype: Iterator[Maps]
     """
     maps = Maps(x)
+    samples = samples if noise else 1
     sigma = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
-    while maps.n < (samples if noise else 1):
-        count = min(max(1, chunk // len(x)), samples - maps.n) if noise else 1
+    while maps.n < samples:
+        count = min(max(1, chunk // len(x)), samples - maps.n)
         # Drawn one by one: how many there are in a chunk doesn't change which they are.
         e = [torch.randn(x.shape[1:], generator=rng, device=x.device) for _ in range(count)]
         copies = (x + sigma * torch.stack(e)[:, None]).flatten(0, 1)  # (count * N, C, H, W)
@@ -285,9 +284,6 @@ def average_maps(explain, x, target, noise, args, chunk, stop):
 def explain_photo(classifier, args, folder, stop, photo, stem, chunk):
     """Classify one photo, make its maps and write its pictures.
 
-    :param Classifier classifier: as from :func:`load_classifier`
-    :param argparse.Namespace args: what was asked for
-    :param pathlib.Path folder: the run folder
     :param Stop stop: its ``signum`` is the signal that came, if one did
     :param str photo: a file or ``sample:NAME``
     :param str stem: what the files of this photo are called
@@ -296,8 +292,9 @@ def explain_photo(classifier, args, folder, stop, photo, stem, chunk):
     :rtype: dict
     :raises Interrupted: if a signal came
     """
-    started, (_, network, classes, channels, size, resize, device) = time.time(), classifier
-    x = read_photo(photo, resize, size, channels).to(device)
+    started, network, classes = time.time(), classifier.network, classifier.classes
+    x = read_photo(photo, classifier.resize, classifier.size, classifier.channels)
+    x = x.to(classifier.device)
     with torch.no_grad():
         probabilities = network(x).softmax(1)[0]
     best = probabilities.argsort(descending=True)[:5].tolist()
@@ -423,7 +420,7 @@ def main(argv=None):
     if args.target is not None:
         find_class(classifier.classes, args.target)  # a mistake in it is no single photo's fault
     if args.method == "guided":  # nor is a network without ReLU
-        blank = torch.zeros(1, classifier.channels, *[classifier.size] * 2, device=device)
+        blank = torch.zeros(1, classifier.channels, classifier.size, classifier.size, device=device)
         guided_backprop(lambda x, _: classifier.network(x.requires_grad_()), blank, None)
     folder = open_run(SCRIPT, args.out, args.resume)
     save_arguments(folder, SCRIPT, args)
