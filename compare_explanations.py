@@ -37,6 +37,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import explain_perturb
+import smoothgrad
 from common.checkpoint import resume_args
 from common.classifiers import find_class, load_classifier
 from common.deletion import area, blur, make_reference, probability_curve, smallest_area
@@ -47,14 +48,11 @@ from common.panels import draw_cascade, draw_curves, map_sheet
 from common.photos import SAMPLES, find_photos, read_photo
 from common.run import finish, open_run, replacing, watching_signals
 from common.tables import summarise, write_tables
-from smoothgrad import guided_backprop, input_gradient, integrated_gradients, over_channels
-from smoothgrad import smoothgrad as noisy_maps
 
 SCRIPT = "compare_explanations"
 CHUNK = 16  # pictures at once; on a CPU 8 take a third more time each
 NOISE = 0.15  # sigma of SmoothGrad, in parts of the photo's range
 NUDGE = 0.02  # max-sensitivity: how far a pixel may move, of [0, 1]
-KINDS = ("rank", "SSIM")  # of likeness between two maps
 STAGES = 3  # of the cascade of random weights, from the top layer to all
 COLUMNS = {  # of the table, and which end of each is the good one
     "deletion": "low", "insertion": "high", "smallest area": "low", "sensitivity": "low",
@@ -109,7 +107,7 @@ def grad_cam(network, x, target, rng):
         for hook in hooks:
             hook.remove()
     cam = (gradient.mean((2, 3), keepdim=True) * last["maps"].detach()).sum(1, keepdim=True)
-    return F.interpolate(cam.relu(), x.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
+    return F.interpolate(cam.relu(), x.shape[-2:], mode="bilinear")[0, 0]
 
 
 @torch.no_grad()
@@ -122,15 +120,14 @@ def rise(network, x, target, rng, count=500, cells=7):
     """
     side = x.shape[-1]
     cell = -(-side // cells)
-    total, kept, empty = *torch.zeros(2, side, side, device=x.device), x.mean((2, 3), keepdim=True)
+    total, kept = torch.zeros(2, side, side, device=x.device)
+    empty = x.mean((2, 3), keepdim=True)
     for some in torch.arange(count).split(CHUNK):
         coins = torch.rand((len(some), 1, cells + 1, cells + 1), generator=rng, device=x.device)
         large = F.interpolate((coins < 0.5).float(), ((cells + 1) * cell,) * 2, mode="bilinear")
         corners = torch.randint(cell, (len(some), 2), generator=rng, device=x.device).tolist()
         pairs = zip(large, corners, strict=True)
-        masks = torch.stack(
-            [m[:, top : top + side, left : left + side] for m, (top, left) in pairs]
-        )
+        masks = torch.stack([m[:, i : i + side, j : j + side] for m, (i, j) in pairs])
         left = network(empty + masks * (x - empty)).softmax(1)[:, target[0]]
         total += (left.view(-1, 1, 1) * masks[:, 0]).sum(0)
         kept += masks.sum((0, 1))
@@ -144,7 +141,8 @@ def plain(explain):
     """Turn a signed map of smoothgrad.py into a ranking of pixels."""
 
     def rank(network, x, target, rng):
-        return over_channels(explain(partial(input_gradient, network), x, target))[0]
+        gradient = partial(smoothgrad.input_gradient, network)
+        return smoothgrad.over_channels(explain(gradient, x, target))[0]
 
     return rank
 
@@ -160,15 +158,15 @@ class Smooth(NamedTuple):
 
     def read(self, maps):
         """Rank the pixels by the mean of the map, of its absolute value or of its square."""
-        return over_channels(maps.get(self.reduce))[0].float()
+        return smoothgrad.over_channels(maps.get(self.reduce))[0].float()
 
 
 def noisy(explain, samples=50):
     """Average a map of smoothgrad.py over noisy copies."""
 
     def mean(network, x, target, rng):
-        one = partial(explain, partial(input_gradient, network))
-        *_, maps = noisy_maps(one, x, target, NOISE, samples, CHUNK, rng)
+        one = partial(explain, partial(smoothgrad.input_gradient, network))
+        *_, maps = smoothgrad.smoothgrad(one, x, target, NOISE, samples, CHUNK, rng)
         return maps
 
     return mean
@@ -186,7 +184,8 @@ def times_input(gradient, x, target):
 
 def integrated(gradient, x, target, steps=64):
     """Integrate the gradient, from black."""
-    return integrated_gradients(gradient, torch.zeros_like(x[:1]), steps, CHUNK, x, target)
+    black = torch.zeros_like(x[:1])
+    return smoothgrad.integrated_gradients(gradient, black, steps, CHUNK, x, target)
 
 
 def perturbation(*flags):
@@ -194,8 +193,7 @@ def perturbation(*flags):
     args = explain_perturb.get_parser().parse_args(flags)
 
     def rank(network, x, target, rng):
-        sigma = args.blur * x.shape[-1] / 224
-        reference = make_reference(args.reference, x, sigma, rng)
+        reference = make_reference(args.reference, x, args.blur * x.shape[-1] / 224, rng)
         game = explain_perturb.Game(network, x, reference, target, args)
         theta = game.start()
         for _ in explain_perturb.optimise(game, theta, args, rng):
@@ -219,8 +217,8 @@ METHODS = {
     "gradient x input, smooth": Smooth(noisy(times_input)),
     "Integrated Gradients": plain(integrated),
     "Integrated Gradients, smooth": Smooth(noisy(partial(integrated, steps=8), samples=16)),
-    "Guided Backpropagation": plain(guided_backprop),
-    "Guided Backpropagation, smooth": Smooth(noisy(guided_backprop)),
+    "Guided Backpropagation": plain(smoothgrad.guided_backprop),
+    "Guided Backpropagation, smooth": Smooth(noisy(smoothgrad.guided_backprop)),
     "perturbation, deletion": perturbation("--regularizer", "tv", "--game", "deletion"),
     "perturbation, areas": perturbation("--regularizer", "area", "--game", "deletion"),
     "perturbation, nested": perturbation(),
@@ -263,7 +261,7 @@ def randomise(network, stage, rng):
     network = copy.deepcopy(network)
     layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     count = 1 + round((len(layers) - 1) * (stage - 1) / (STAGES - 1))
-    for layer in layers[len(layers) - count :]:
+    for layer in layers[-count:]:
         for p in layer.parameters(recurse=False):
             drawn = torch.randn(p.shape, generator=rng).to(p) * p.std(correction=0) + p.mean()
             p.data.copy_(drawn)
@@ -303,14 +301,14 @@ def rank_pixels(args, folder, stop, network, x, target):
                 command = f"python {SCRIPT}.py --resume {folder}"
                 raise Interrupted(f"stopped; go on: {command}", stop.signum)
             method = METHODS[name]
-            compute = getattr(method, "mean", method)
+            compute = method.mean if isinstance(method, Smooth) else method
             if compute not in shared:
                 evaluations.clear()
                 began, rng = time.time(), make_rng(x.device, args.seed, 0)
-                shared[compute] = compute(network, x, target, rng), time.time() - began
-                shared[compute] += (sum(evaluations),)
-            heat, *cost = shared[compute]
-            found[name] = method.read(heat) if compute is not method else heat, *cost
+                made = compute(network, x, target, rng)
+                shared[compute] = made, time.time() - began, sum(evaluations)
+            made, *cost = shared[compute]
+            found[name] = (method.read(made) if isinstance(method, Smooth) else made, *cost)
     finally:
         counter.remove()
     return found
@@ -357,7 +355,8 @@ def explain_photo(classifier, args, folder, stop, sanity, photo, stem):
             row["sensitivity"] = max_sensitivity(heat, [maps[name][0] for maps in moved])
             row["other class"] = similarity(heat, others[name][0])[0]
             pairs = [similarity(heat, maps[name][0]) for maps in cascade]
-            row |= {f"random weights, {k}": [p[i] for p in pairs] for i, k in enumerate(KINDS)}
+            row["random weights, rank"] = [rank for rank, _ in pairs]
+            row["random weights, SSIM"] = [ssim for _, ssim in pairs]
             row["random weights"] = pairs[-1][0]
     with replacing(folder / "maps" / f"{stem}.npz") as part:
         np.savez_compressed(part, **heats)
@@ -435,7 +434,7 @@ def main(argv=None):
         return {}
     found = {"images": images, "failed": failed}
     if images:
-        found["table"] = summarise(images, list(COLUMNS))
+        found["table"] = summarise(images, COLUMNS)
         write_tables(folder, found["table"], COLUMNS, BLIND)
         draw_curves(folder / "curves.png", images)
         draw_cascade(folder / "random_weights.png", images)
