@@ -42,6 +42,7 @@ import compare_explanations as compare
 from common.classifiers import Normalise, load_classifier, load_lite0
 from common.deletion import area, blur, probability_curve
 from common.device import make_rng, set_up
+from common.errors import HelpFormatter
 from common.photos import SAMPLES, find_photos, read_photo
 from common.tables import summarise, to_markdown
 from smoothgrad import over_channels
@@ -262,16 +263,14 @@ def compare_sensitivity(network, x, target):
 
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     samples, libraries = [f"sample:{name}" for name in SAMPLES], list(LIBRARIES)
     parser.add_argument("--image", nargs="+", default=samples, help="photos or folders of them")
     parser.add_argument("--every", type=int, default=1, help="take only every so many-th photo")
     parser.add_argument("--libraries", nargs="+", default=libraries, choices=libraries,
-                        help="those that are installed")  # fmt: skip
-    parser.add_argument("--slow", type=int, default=1, metavar="N", help=(
-        "photos, from the first one on, for the slowest methods"))  # fmt: skip
+                        metavar="NAME", help="some of them")  # fmt: skip
+    parser.add_argument("--slow", type=int, default=1, metavar="N",
+                        help="photos, from the first one on, for the slowest methods")  # fmt: skip
     parser.add_argument("--out", help="write the numbers of all photos to this JSON file")
     return parser
 
@@ -282,10 +281,9 @@ def main():
     for package in ("torch", *(p for name in args.libraries for p in LIBRARIES[name].packages)):
         print(package, importlib.metadata.version(package), end="; ")
     print(torch.get_num_threads(), "threads")
-    sides, spawn = {name: LIBRARIES[name] for name in args.libraries}, "spawn"
+    sides, context = {n: LIBRARIES[n] for n in args.libraries}, multiprocessing.get_context("spawn")
     workers = {
-        name: ProcessPoolExecutor(1, multiprocessing.get_context(spawn), start, (side,))
-        for name, side in sides.items()
+        name: ProcessPoolExecutor(1, context, start, (side,)) for name, side in sides.items()
     }
     classifier, images, result = load_classifier(), [], {}
     network = classifier.network

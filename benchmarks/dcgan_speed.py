@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common.device
 import train_dcgan
 from common.data import load_dataset, open_with_torchvision
+from common.errors import HelpFormatter
 from common.layers import Linear
 
 CHANGES = ("nn.Linear", "channels first", "unfused Adam", "D not frozen for G",
@@ -130,9 +131,7 @@ def our_loop(images, batch, device, change=None):
 
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     datasets = ("mnist", "fashion", "emnist")
     parser.add_argument("--dataset", default="mnist", choices=datasets, help="what to train on")
     parser.add_argument("--data-dir", default="data", help="where it is")
@@ -140,14 +139,8 @@ def get_parser():
     parser.add_argument("--batches", type=int, default=20, help="steps per loop and round")
     parser.add_argument("--rounds", type=int, default=9, help="how often both loops take turns")
     parser.add_argument("--cuda", action="store_true", help="on the GPU")
-    parser.add_argument(
-        "--changes",
-        nargs="*",
-        default=[],
-        choices=CHANGES,
-        metavar="CHANGE",
-        help=f"time ours with each of these too: {', '.join(CHANGES)}",
-    )
+    parser.add_argument("--changes", nargs="*", choices=CHANGES, metavar="CHANGE",
+                        help=f"time ours with each of these too: {', '.join(CHANGES)}")  # fmt: skip
     parser.add_argument("--plain-memory", action="store_true", help="without keep_memory()")
     return parser
 
@@ -163,7 +156,7 @@ def main():
     pictures.transform = transforms.ToTensor()
     loops = {"copied": copied_loop(pictures, args.batch_size, device)}
     loops["ours"] = our_loop(images, args.batch_size, device)
-    for change in args.changes:
+    for change in args.changes or ():
         loops[change] = our_loop(images, args.batch_size, device, change)
     for run in loops.values():
         run(3)  # warm up: memory, kernels, compilation
