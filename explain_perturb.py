@@ -373,10 +373,10 @@ def get_parser():
     group = parser.add_argument_group("optimisation")
     group.add_argument("--optimizer", default="adam", choices=("adam", "lbfgs"), help=(
         "lbfgs: with a line search, random draws fixed within a step"))
-    group.add_argument("--iterations", type=some, help="steps; 25, area: 80")
+    group.add_argument("--iterations", type=some, help="steps (default: 25; area: 80)")
     group.add_argument("--inner", type=some, default=5, help="lbfgs: iterations in a step")
     group.add_argument("--pictures", type=number(int, 2), default=4, help="pictures in a step")
-    group.add_argument("--lr", type=number(float, 1e-12), help="of adam, at first; 1, area: 0.5")
+    group.add_argument("--lr", type=number(float, 1e-12), help="of adam (default: 1; area: 0.5)")
     group.add_argument("--tolerance", type=weight, default=0.0, help=(
         "stop when ten steps have changed the objective by less than this part of it"))
     group.add_argument("--batch", type=some, default=1, help="photos at once")
@@ -384,12 +384,12 @@ def get_parser():
                        help="same seed, same machine, same result")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
+    group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
     group.add_argument("--resume", metavar="RUN", help="go on with the photos that a run lacks")
     group.add_argument("--gif", action="store_true", help="show the mask forming")
     group.add_argument("--html", action="store_true", help="write report.html, to play with")
     group.add_argument("--tensorboard", action="store_true", help="show masks while it goes on")
-    group.add_argument("--dry-run", action="store_true", help="two steps: does everything work?")
+    group.add_argument("--dry-run", action="store_true", help="two steps, to see if all works")
     return parser
 # fmt: on
 

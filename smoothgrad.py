@@ -326,8 +326,8 @@ def explain_photo(classifier, args, folder, stop, photo, stem, chunk):
                         "probability_left": left, "probability_left_random": chance})  # fmt: skip
         title = f"{noise * 100:g} % noise, n = {maps.n}" if noise else args.method
         trust = f"reliability {reliability:.2f}" if noise else "no noise, the same each time"
-        say(f"{lead}{title}: {trust}; with the top 10 % of pixels "
-                   f"blurred {left:.1%}, random 10 % {chance:.1%}")  # fmt: skip
+        say(f"{lead}{title}: {trust}; {left:.1%} are left without its top 10 % of pixels, "
+            f"{chance:.1%} without a random 10 %")  # fmt: skip
         if args.converge and reliability < args.converge:
             say(f"warning: {photo}: not converged: raise --max-samples", sys.stderr)
         if args.method == "integrated" and not noise:
@@ -388,13 +388,13 @@ def get_parser():
     group.add_argument("--seed", type=seed, default=0, help="same seed, same machine, same result")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
     group.add_argument("--chunk", type=some, help=(
-        "copies at once: memory and speed, not the result; 8 on a CPU, 64 on a GPU"))
+        "copies at once: memory and speed, not the result (default: CPU 8, GPU 64)"))
     group = parser.add_argument_group("output")
-    group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
+    group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
     group.add_argument("--resume", metavar="RUN", help="go on with the photos that a run lacks")
     group.add_argument("--gif", action="store_true", help="show the maps forming")
     group.add_argument("--html", action="store_true", help="write report.html, to play with")
-    group.add_argument("--dry-run", action="store_true", help="two samples: does everything work?")
+    group.add_argument("--dry-run", action="store_true", help="two samples, to see if all works")
     return parser
 # fmt: on
 
