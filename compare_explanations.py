@@ -43,7 +43,7 @@ from common.classifiers import find_class, load_classifier
 from common.deletion import area, blur, make_reference, probability_curve, smallest_area
 from common.device import is_first, make_rng, set_up
 from common.errors import Interrupted, exit_code, make_parser, number
-from common.gallery import explain_photos, load_arguments, report_failures, save_arguments
+from common.gallery import explain_photos, load_arguments, report_failures, save_arguments, say
 from common.panels import draw_cascade, draw_curves, map_sheet
 from common.photos import SAMPLES, find_photos, read_photo
 from common.run import finish, open_run, replacing, watching_signals
@@ -360,6 +360,7 @@ def explain_photo(classifier, args, folder, stop, sanity, photo, stem):
             row["random weights"] = pairs[-1][0]
     with replacing(folder / "maps" / f"{stem}.npz") as part:
         np.savez_compressed(part, **heats)
+    say(f"{photo}: {classifier.classes[label]} {probabilities[label]:.1%}")
     return {"path": photo, "target": label, "class_name": classifier.classes[label],
             "probability": float(probabilities[label]), "seconds": time.time() - started,
             "evaluations": sum(row["evaluations"] for row in rows.values()),
@@ -373,7 +374,6 @@ def explain_photo(classifier, args, folder, stop, sanity, photo, stem):
 def get_parser():
     """Build the command line."""
     parser = make_parser(SCRIPT, __doc__)
-    seed = number(int, 0, 2**32 - 1)
 
     group = parser.add_argument_group("data")
     group.add_argument("--image", nargs="+", metavar="PATH", help=(
@@ -386,14 +386,15 @@ def get_parser():
     group.add_argument("--target", help="class to explain, index or name; by default the top one")
     group = parser.add_argument_group("method")
     group.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS),
-                       metavar="NAME", help="which explanations: " + ", ".join(METHODS))
+                       metavar="NAME", help=f"(default: all) {'; '.join(METHODS)}")
     group.add_argument("--sanity", type=number(int, 0), default=4, metavar="N", help=(
         "photos, from the first one on, on which the checks are made that need many maps: "
         "sensitivity, random weights, another class"))
-    group.add_argument("--seed", type=seed, default=0, help="same seed, same machine, same result")
+    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0,
+                       help="same seed, same machine, same result")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", help=f"run folder, new or empty; runs/{SCRIPT}/DATE-TIME")
+    group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
     group.add_argument("--resume", metavar="RUN", help="go on with the photos that a run lacks")
     group.add_argument("--dry-run", action="store_true", help="one photo, the cheap methods only")
     return parser

@@ -59,7 +59,9 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
         # A flag that turns something off has the default True, which would read as its own.
         silent = action.default is None or action.default is False or action.const is False
-        return action.help if silent else super()._get_help_string(action)
+        return (
+            action.help if silent or "(default" in action.help else super()._get_help_string(action)
+        )
 
 
 def make_parser(script, description):

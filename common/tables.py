@@ -72,3 +72,7 @@ def write_tables(folder, table, columns, blind=()):
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_csv(folder / "table.csv", csv)
     print("\n".join(lines))
+    high = [column for column, end in columns.items() if end == "high"]
+    cannot = [name for name in blind if name in table]
+    print(f"high is good in {', '.join(high) or 'none'}, low in the others"
+          + f"; {', '.join(cannot)}: blind, can't win" * bool(cannot))  # fmt: skip
