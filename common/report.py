@@ -74,12 +74,13 @@ def repeat_command(script, args, parser):
     :param str script: name of the script, without .py
     :param argparse.Namespace args: all arguments
     :param argparse.ArgumentParser parser: a new one, with the script's own defaults
-    :return: the command, with all that differs from the defaults; it leaves out the folder
+    :return: the command, with the images and all that differs from the defaults, but no folder
     :rtype: str
     """
     words, defaults = ["python", f"{script}.py"], vars(parser.parse_args([]))
     for name, value in vars(args).items():
-        if value is None or value == defaults[name] or name in ("out", "resume"):
+        default = value == defaults[name] and name != "image"  # what was explained is always named
+        if value is None or default or name in ("out", "resume"):
             continue
         flag = ("--" if len(name) > 1 else "-") + name.replace("_", "-")
         values = [] if value is True else value if isinstance(value, list) else [value]
