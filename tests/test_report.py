@@ -581,6 +581,40 @@ def test_browser_gan(driver, gan):
     assert visit.complaints() == []
 
 
+def test_browser_gan_axes(driver, gan, tmp_path):
+    """Epochs are whole; parts of 1 are drawn from 0 to 1: noise is no trend there."""
+    folder, metrics = gan
+    shutil.copytree(folder / "samples", tmp_path / "samples")
+    rows = [dict.fromkeys(sum(train_dcgan.PLOTS, ()), 0.5 + epoch / 1000) | {"epoch": epoch}
+            for epoch in (1, 2, 3)]  # fmt: skip
+    args, walks = Namespace(**metrics["args"]), torch.rand((3 * LEGS + 1) * 4, 1, 28, 28)
+    gan_page(tmp_path, "train_dcgan", args, train_dcgan.get_parser(), rows,
+             train_dcgan.PLOTS, None, walks)  # fmt: skip
+    visit = Visit(driver, tmp_path)
+    words = """[...document.querySelectorAll("#curves svg")].map((svg) =>
+        [...svg.querySelectorAll(arguments[0])].map((one) => one.textContent))"""
+    assert visit.run(words, "[text-anchor=middle]") == [["1", "2", "3"]] * 4
+    losses, judged, fid, scores = visit.run(words, "[text-anchor=end]")
+    assert judged == scores == ["0", "0.5", "1", "epoch"]
+    assert losses == fid == ["0.501", "0.502", "0.503", "epoch"]
+    assert visit.complaints() == []
+
+
+def test_browser_gan_without_epochs(driver, gan, tmp_path):
+    """Before the first epoch ends there is nothing to draw, and no heading over it."""
+    folder, metrics = gan
+    (tmp_path / "samples").mkdir()
+    shutil.copy(folder / "samples/epoch_000.png", tmp_path / "samples")
+    args, walks = Namespace(**metrics["args"]), torch.rand((3 * LEGS + 1) * 4, 1, 28, 28)
+    gan_page(tmp_path, "train_dcgan", args, train_dcgan.get_parser(), [], train_dcgan.PLOTS, None,
+             walks)  # fmt: skip
+    visit = Visit(driver, tmp_path)
+    headings = [found.text for found in driver.find_elements(By.TAG_NAME, "h2")]
+    assert [text for text in headings if text] == [
+        "The same noise, epoch by epoch", "Between the samples", "To repeat it"]  # fmt: skip
+    assert visit.complaints() == []
+
+
 def luminance(color):
     """Compute the relative luminance of "rgb(r, g, b)" (WCAG 2)."""
     part = np.array([int(word) for word in re.findall(r"\d+", color)[:3]]) / 255
