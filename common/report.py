@@ -175,10 +175,10 @@ def describe_maps(image, arrays):
             "probability of the class": percent(image["probability"]),
             "without the top 10 % of pixels": percent(found["probability_left"]),
             "without random 10 %": percent(found["probability_left_random"]),
+            # A map without noise is the same each time; the rows stay, so that nothing jumps.
+            "reliability of the map": f"{found['reliability']:.3f}" if found["noise"] else "–",
+            "samples": f"{found['samples']:,}" if found["noise"] else "–",
         }
-        if found["noise"]:  # a map without noise is the same each time
-            facts["reliability of the map"] = f"{found['reliability']:.3f}"
-            facts["samples"] = f"{found['samples']:,}"
         name = f"{noise} %" if found["noise"] else "none"
         maps.append((name, facts, heat, heat.min(), heat.max()))
     return maps, {"without the top 10 % of pixels": left, "without random 10 %": chance}, left

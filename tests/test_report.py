@@ -457,7 +457,7 @@ def test_browser_opacity_and_cut(driver, maps):
     """Opaque, the canvas is the map in colours, cut where the slider says; at 0 it is the photo."""
     visit = Visit(driver, maps[0])
     photo = Page(maps[0]).data["photos"][0]
-    part = (decode(photo["maps"][0]["levels"]) / 255) ** 2
+    part = (decode(photo["maps"][1]["levels"]) / 255) ** 2  # the first one with noise
     begun = visit.pixels("map")
 
     visit.press("#opacity", Keys.HOME)
@@ -491,8 +491,9 @@ def test_browser_switches(driver, maps):
             visit.press("#photos input:checked", Keys.ARROW_RIGHT)
         WebDriverWait(driver, 10).until(lambda _: visit.pixels("map").any())
         seen = []  # a canvas is blank from the choice of a photo until its pictures are decoded
-        for i, found in enumerate(record["maps"]):
-            if i:
+        for i in (1, 2, 0):  # it opens on the first map with noise; after the last comes the first
+            found = record["maps"][i]
+            if i != 1:
                 visit.press("#maps input:checked", Keys.ARROW_RIGHT)
             heard, shown = visit.text("#status"), visit.text("#facts")
             for words in (heard, shown):
@@ -504,8 +505,9 @@ def test_browser_switches(driver, maps):
             assert visit.run('document.querySelectorAll("#chart .mark").length') == 1
             seen.append(visit.pixels("map"))
             assert not any(np.array_equal(seen[-1], other) for other in seen[:-1])
-        visit.press("#maps input:checked", Keys.ARROW_RIGHT)  # round to the first
-        assert visit.text("#path") == record["path"]
+        visit.press("#maps input:checked", Keys.ARROW_RIGHT)
+        assert visit.text("#path") == f"{record['path']}, {metrics['args']['model']}"
+        assert (visit.text("#low"), visit.text("#high")) == ("low", "high")
     assert visit.complaints() == []
 
 
@@ -535,6 +537,7 @@ def test_browser_wipe(driver, masks):
 def test_browser_maps_side_by_side(driver, maps):
     """Where nothing was deleted, the first and the last map are compared, as they are drawn."""
     visit = Visit(driver, maps[0])
+    visit.press("#maps input:checked", Keys.ARROW_LEFT)  # to the first
     visit.press("#edge", Keys.END)
     assert np.array_equal(visit.pixels("wipe"), visit.pixels("map"))
     visit.press("#maps input:checked", Keys.ARROW_LEFT)  # round to the last
@@ -543,6 +546,33 @@ def test_browser_maps_side_by_side(driver, maps):
     visit.press("#opacity", Keys.END)
     assert np.array_equal(visit.pixels("wipe"), visit.pixels("map"))
     assert visit.text("#sides") == "Noise: none on the left, 30 % on the right"
+    assert visit.find("#as-above").is_displayed()
+    assert visit.complaints() == []
+
+
+def test_browser_without_noise(driver, maps, tmp_path):
+    """Where there is no map but the plain gradient, the page opens on it."""
+    folder, metrics = maps
+    images = [image | {"maps": image["maps"][:1]} for image in metrics["images"]]
+    shutil.copytree(folder, tmp_path / "run")
+    args, parser = Namespace(**metrics["args"]), smoothgrad.get_parser()
+    photos_page(tmp_path / "run", "smoothgrad", args, parser, images)
+    visit = Visit(driver, tmp_path / "run")
+    assert visit.text("#maps input:checked + span") == visit.text("#maps") == "none"
+    assert f"{100 * images[0]['maps'][0]['probability_left']:.1f} %" in visit.text("#facts")
+    assert not visit.find("#before-after").is_displayed()
+    assert visit.complaints() == []
+
+
+def test_browser_ends_of_the_scale(driver, masks):
+    """A mask goes from kept to deleted, a ranking from low to high."""
+    folder, metrics = masks
+    visit, record = Visit(driver, folder), metrics["images"][0]
+    for ends in (["kept", "deleted"], ["low", "high"], ["kept", "deleted"]):
+        assert [visit.text("#low"), visit.text("#high")] == ends
+        visit.press("#maps input:checked", Keys.ARROW_RIGHT)
+    assert visit.text("#path") == f"{record['path']}, {metrics['args']['model']}"
+    assert not visit.find("#as-above").is_displayed()  # photos, no maps, are compared
     assert visit.complaints() == []
 
 
@@ -653,7 +683,7 @@ def test_browser_phone(driver, any_run):
             visit.press(css, Keys.HOME)
     for css in ("#maps input:checked", "#photos input:checked"):
         if visit.find("#photos-page").is_displayed():
-            visit.press(css, Keys.ARROW_RIGHT)
+            visit.press(css, Keys.ARROW_LEFT)  # to the map without noise, which has fewer numbers
     assert visit.run(height) == before
     shifts = visit.driver.execute_async_script("""
         new PerformanceObserver((list) => arguments[0](list.getEntries().map((one) => one.value)))
@@ -662,6 +692,48 @@ def test_browser_phone(driver, any_run):
     assert sum(shifts) < 0.001
     for slider in visit.driver.find_elements(By.CSS_SELECTOR, "input[type=range], button"):
         assert not slider.is_displayed() or slider.size["height"] >= 32  # for a thumb
+
+
+def test_browser_phone_lines(driver, any_run):
+    """At the width of a phone no word is broken, no label touches its number, no card has a gap."""
+    visit = Visit(driver, any_run[0], PHONE)
+    lines = """[...document.querySelectorAll(arguments[0])].filter((one) => one.checkVisibility())
+        .map((one) => {
+            const range = document.createRange();
+            range.selectNodeContents(one);
+            const boxes = [...range.getClientRects()].filter((box) => box.width);
+            return [one.textContent, new Set(boxes.map((box) => Math.round(box.top))).size,
+                    range.getBoundingClientRect().left, range.getBoundingClientRect().right];
+        })"""
+    command = Page(any_run[0]).data["command"]
+    visit.run("document.querySelectorAll('details').forEach((one) => one.open = true)")
+    assert visit.run("document.documentElement.scrollWidth") == 390
+    cells = visit.run(lines, "tr > :first-child, .scroll td")
+    assert len(cells) > 20
+    assert all(count <= 1 for _, count, _, _ in cells)
+    labels, outputs = (visit.run(lines, f".slider {tag}") for tag in ("label", "output"))
+    assert len(labels) == len(outputs) > 1
+    for label, output in zip(labels, outputs, strict=True):
+        assert output[2] - label[3] >= 15, label
+    for width in range(150, 340, 10):
+        visit.run("(document.getElementById('command').style.width = arguments[0])", f"{width}px")
+        words = visit.run(lines, "#command span")
+        assert " ".join(word for word, *_ in words) == command
+        assert {count for word, count, _, _ in words if len(word) < 13} == {1}
+    for _ in visit.driver.find_elements(By.CSS_SELECTOR, "#maps input"):
+        visit.press("#maps input:checked", Keys.ARROW_RIGHT)
+        bottom = "document.querySelector(arguments[0]).getBoundingClientRect().bottom"
+        last = visit.run(bottom, "#facts dd:last-child")
+        assert visit.run(bottom, "#facts") == pytest.approx(last, abs=1)
+
+
+def test_browser_copies_the_command(driver, any_run):
+    """One click marks all of it, in as many lines as it may stand: it is copied as one."""
+    for screen in (None, PHONE):
+        visit, command = Visit(driver, any_run[0], screen), Page(any_run[0]).data["command"]
+        visit.find("#command").click()
+        assert visit.run("getSelection().toString()") == command
+        assert visit.text("#command") == command
 
 
 def test_browser_every_stop_has_a_name(driver, any_run):
@@ -704,6 +776,8 @@ def test_browser_hostile_names(driver, maps, tmp_path):
     visit = Visit(driver, tmp_path / "run", PHONE)
     assert visit.text("#name").startswith('</script><script>alert(1)</script><img src=x onerror="')
     assert HOSTILE[:60] in visit.text("#command")
+    command = Page(tmp_path / "run").data["command"]
+    assert visit.text("#command") == command.replace("\udcff", "\ufffd")
     assert visit.run("document.images.length") == 3
     assert visit.run("document.scripts.length") == 2
     assert visit.run("document.documentElement.scrollWidth") == 390
