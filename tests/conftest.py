@@ -4,14 +4,16 @@ import signal
 import sys
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
-
-from common.layers import to_plain
 
 # So that their assertions say what they compared, as those of a test do.
 pytest.register_assert_rewrite("tests.helpers", "tests.processes")
+from tests.helpers import save_classifier  # noqa: E402 (only now)
+
 # Who starts the tests in the background of a shell has them, and their children, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The tests' networks are tiny: a second thread would only wait for the first.
@@ -70,7 +72,16 @@ def trained(tmp_path_factory):
         nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 3),
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("trained")
-    state = {"script": "train_classifier", "layers": to_plain(network), "shape": [3, 16, 16]}
-    state |= {"network": network.state_dict(), "classes": ["red", "green", "blue"]}
-    torch.save(state | {"mean": [0.5] * 3, "std": [0.1] * 3}, folder / "checkpoint.pt")
+    save_classifier(folder, network, ["red", "green", "blue"], [3, 16, 16], std=0.1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Give a folder of three photos, which no test may change: noise with a bright square."""
+    folder = tmp_path_factory.mktemp("photos")
+    for seed, name in enumerate(("ant", "bee", "cat")):
+        pixels = np.random.default_rng(seed).integers(0, 200, (20, 24, 3), np.uint8)
+        pixels[5:12, 6:14, seed] = 255
+        Image.fromarray(pixels).save(folder / f"{name}.png")
     return folder

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
+from common.checkpoint import save_checkpoint
 from common.errors import UserError
+from common.layers import to_plain
 
 
 def assert_same(a, b):
@@ -52,3 +54,16 @@ def read_metrics(folder, metrics):
     on_disk = {f.relative_to(folder).as_posix() for f in folder.rglob("[!.]*") if f.is_file()}
     assert set(saved["files"]) == on_disk
     return saved
+
+
+def save_classifier(folder, network, classes, shape, std=0.25):
+    """Write a checkpoint as train_classifier.py does.
+
+    :param pathlib.Path folder: of the run
+    :param torch.nn.Sequential network: from pictures to logits
+    :param list[int] shape: of a picture: channels, height, width
+    """
+    mean, std = ([value] * shape[0] for value in (0.5, std))
+    state = {"script": "train_classifier", "layers": to_plain(network), "shape": shape}
+    state |= {"network": network.state_dict(), "classes": list(classes), "mean": mean, "std": std}
+    save_checkpoint(folder / "checkpoint.pt", state)

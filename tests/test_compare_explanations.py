@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,10 @@ from scipy.integrate import trapezoid
 from torch import nn
 
 import compare_explanations as compare
-from common.checkpoint import save_checkpoint
 from common.deletion import STEPS
 from common.errors import UserError
-from common.layers import to_plain
 from common.run import Stop
+from tests.helpers import save_classifier
 
 SIDE = 16
 SQUARE = (slice(None), slice(None), slice(4, 8), slice(8, 12))
@@ -264,23 +264,8 @@ def test_grad_cam_by_hand():
 @pytest.fixture
 def checkpoint(tmp_path):
     """Write a checkpoint as train_classifier.py does, of a small network on 16 x 16 pixels."""
-    network = small_network()
-    state = {"script": "train_classifier", "layers": to_plain(network),
-             "network": network.state_dict(), "classes": list("abcdefgh"), "shape": [3, SIDE, SIDE],
-             "mean": [0.5] * 3, "std": [0.25] * 3}  # fmt: skip
-    save_checkpoint(tmp_path / "model/checkpoint.pt", state)
+    save_classifier(tmp_path / "model", small_network(), "abcdefgh", [3, SIDE, SIDE])
     return str(tmp_path / "model")
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Write three small photos."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
-    for i in range(3):
-        pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"photos/{i}.png")
-    return str(tmp_path / "photos")
 
 
 CHEAP = ["random", "gradient", "SmoothGrad abs", "Grad-CAM"]
@@ -288,13 +273,13 @@ CHEAP = ["random", "gradient", "SmoothGrad abs", "Grad-CAM"]
 
 def run(checkpoint, photos, out, *more):
     """Run the script in this process."""
-    return compare.main(["--model", checkpoint, "--image", photos, "--methods", *CHEAP,
+    return compare.main(["--model", checkpoint, "--image", str(photos), "--methods", *CHEAP,
                          "--out", str(out), *more])  # fmt: skip
 
 
 def test_a_run_writes_tables_pictures_and_records(checkpoint, photos, tmp_path, capsys):
     found = run(checkpoint, photos, tmp_path / "run", "--sanity", "2")
-    assert [i["path"].rsplit("/", 1)[1] for i in found["images"]] == ["0.png", "1.png", "2.png"]
+    assert [Path(i["path"]).name for i in found["images"]] == ["ant.png", "bee.png", "cat.png"]
     for image in found["images"]:
         assert {"target", "class_name", "probability", "seconds", "evaluations"} <= set(image)
         assert list(image["methods"]) == CHEAP
@@ -320,11 +305,11 @@ def test_a_run_writes_tables_pictures_and_records(checkpoint, photos, tmp_path, 
 def test_a_resumed_run_measures_only_what_is_missing(checkpoint, photos, tmp_path, monkeypatch):
     out = tmp_path / "run"
     whole = run(checkpoint, photos, out)
-    (out / "records/1.json").unlink()
+    (out / "records/bee.json").unlink()
     seen, original = [], compare.explain_photo
     monkeypatch.setattr(compare, "explain_photo", lambda *a: seen.append(a[-1]) or original(*a))
     again = compare.main(["--resume", str(out)])
-    assert seen == ["1"]
+    assert seen == ["bee"]
     for a, b in zip(whole["images"], again["images"], strict=True):
         for name in CHEAP:
             assert a["methods"][name]["deletion"] == b["methods"][name]["deletion"]
@@ -338,12 +323,13 @@ def test_without_checks_there_are_tables_all_the_same(checkpoint, photos, tmp_pa
 
 
 def test_a_broken_photo_costs_no_other(checkpoint, photos, tmp_path, capsys):
-    Path(photos, "1.png").write_bytes(b"no picture")
+    photos = shutil.copytree(photos, tmp_path / "photos")
+    (photos / "bee.png").write_bytes(b"no picture")
     with pytest.raises(UserError) as error:
         run(checkpoint, photos, tmp_path / "run")
     assert error.value.code == 1
     assert len(json.loads((tmp_path / "run/metrics.json").read_text())["images"]) == 2
-    assert "1.png" in capsys.readouterr().err
+    assert "bee.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import nn
 
 import explain_perturb as script
-from common.checkpoint import save_checkpoint
 from common.device import make_rng
 from common.errors import UserError
 from common.masks import (
@@ -24,7 +23,7 @@ from common.masks import (
     sum_levels,  # fmt: skip
     total_variation,
 )
-from tests.helpers import refusal
+from tests.helpers import refusal, save_classifier
 
 SIZE, SQUARE = (
     32,
@@ -416,12 +415,7 @@ def material(tmp_path_factory):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
                             nn.Linear(32, 3))  # fmt: skip
-    from common.layers import to_plain
-
-    save_checkpoint(folder / "checkpoint.pt", {
-        "script": "train_classifier", "layers": to_plain(network), "network": network.state_dict(),
-        "mean": [0.5] * 3, "std": [0.25] * 3, "classes": ["ash", "beech", "fir"],
-        "shape": [3, SIZE, SIZE]})  # fmt: skip
+    save_classifier(folder, network, ["ash", "beech", "fir"], [3, SIZE, SIZE])
     (folder / "photos").mkdir()
     for i, photo in enumerate(photos(3, seed=9)):
         pixels = (photo.permute(1, 2, 0) * 255).byte().numpy()

@@ -63,17 +63,6 @@ def decode(uri):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Give a folder of three photos: noise with a bright square."""
-    folder = tmp_path_factory.mktemp("photos")
-    for seed, name in enumerate(("ant", "bee", "cat")):
-        pixels = np.random.default_rng(seed).integers(0, 200, (20, 24, 3), np.uint8)
-        pixels[5:12, 6:14, seed] = 255
-        Image.fromarray(pixels).save(folder / f"{name}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def maps(trained, photos, tmp_path_factory):
     """Run smoothgrad.py on all photos."""
     folder = tmp_path_factory.mktemp("runs") / "maps"

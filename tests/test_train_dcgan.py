@@ -16,13 +16,12 @@ import pytest
 import torch
 
 import train_dcgan
-from common.checkpoint import load_checkpoint, save_checkpoint
+from common.checkpoint import load_checkpoint
 from common.data import load_dataset
 from common.errors import UserError
 from common.fid import SCORES
 from common.glyphs import CLASSES as GLYPH_CLASSES
-from common.layers import to_plain
-from tests.helpers import assert_same, read_metrics
+from tests.helpers import assert_same, read_metrics, save_classifier
 from tests.processes import fork, group, wait, wait_for
 
 # Small and quick: 2 batches of 16 glyphs an epoch, networks of a sixteenth of the width.
@@ -277,15 +276,7 @@ def write_classifier(folder, seed, channels=1):
         torch.nn.Conv2d(channels, 8, 5, stride=3), torch.nn.ReLU(), torch.nn.Flatten(),
         torch.nn.Linear(8 * 8 * 8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 62),
     )  # fmt: skip
-    save_checkpoint(
-        folder / "checkpoint.pt",
-        {
-            "script": "train_classifier", "layers": to_plain(network),
-            "network": network.state_dict(), "shape": [channels, 28, 28],
-            "mean": [0.5] * channels, "std": [0.5] * channels,
-            "classes": list(GLYPH_CLASSES),
-        },
-    )  # fmt: skip
+    save_classifier(folder, network, GLYPH_CLASSES, [channels, 28, 28], std=0.5)
 
 
 # ----------------------------------------------------------------------------------- the script
