@@ -91,3 +91,36 @@ def wait_for(child, log, words, seconds=60):
             os.kill(child, signal.SIGKILL)
             pytest.fail(f"no {words!r} after {seconds} seconds")
         time.sleep(0.01)
+
+
+def train_together(script, train, tmp_path, monkeypatch):
+    """Train with two processes: they agree on every weight, and the first alone says something.
+
+    :param module script: the script
+    :param Callable train: trains, without arguments
+    :return: what the first process says
+    :rtype: str
+    """
+    step, kept = script.average_gradients, {}
+
+    def average(model):
+        step(model)
+        kept[type(model).__name__] = model
+
+    def main(rank):
+        train()
+        weights = [p.detach().numpy().tobytes() for m in kept.values() for p in m.parameters()]
+        (tmp_path / f"weights{rank}").write_bytes(b"".join(weights))
+
+    monkeypatch.setattr(script, "average_gradients", average)
+    children, logs = group(main, tmp_path)
+    ends = [wait(child) for child in children]
+    said = [log.read_text() for log in logs]
+    assert ends == [0, 0], "".join(said)
+    first, second = ((tmp_path / f"weights{rank}").read_bytes() for rank in range(2))
+    assert len(first) > 1000
+    assert first == second
+    assert said[0].count("epoch   1") == 1
+    assert "2 processes" in said[0]
+    assert said[1] == ""
+    return said[0]

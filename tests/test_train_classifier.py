@@ -1,7 +1,6 @@
 """The classifier: its network, augmentation, loop, verdict, and what a user can do wrong."""
 
 import csv
-import hashlib
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from common.errors import UserError
 from common.glyphs import CLASSES
 from common.layers import from_plain
 from tests.helpers import assert_same, read_metrics
-from tests.processes import group, wait
+from tests.processes import train_together
 
 # Small and quick: 4 batches of 15 pictures an epoch, a network of an eighth of the width.
 TINY = ["--dataset", "folder", "--batch-size", "15", "--width", "0.125", "--size", "12"]
@@ -450,24 +449,9 @@ def test_a_used_folder_is_refused(six_epochs, data):
 
 def test_two_processes_train_one_model(data, tmp_path, monkeypatch):
     """They agree on every weight; rank 0 alone writes, prints and tests."""
-    step, kept = train_classifier.average_gradients, []
 
-    def average(network):
-        step(network)
-        kept[:] = [network]
-
-    def main(rank):
+    def train():
         run(tmp_path / "run", "--epochs", "2", data=data)
-        state = b"".join(p.detach().numpy().tobytes() for p in kept[0].parameters())
-        (tmp_path / f"hash{rank}").write_text(hashlib.sha256(state).hexdigest())
 
-    monkeypatch.setattr(train_classifier, "average_gradients", average)
-    children, logs = group(main, tmp_path)
-    assert [wait(child) for child in children] == [0, 0], logs[0].read_text() + logs[1].read_text()
-    assert len((tmp_path / "hash0").read_text()) == 64
-    assert (tmp_path / "hash0").read_text() == (tmp_path / "hash1").read_text()
-    said = logs[0].read_text()
-    assert said.count("epoch   1") == 1
-    assert "2 processes" in said
-    assert logs[1].read_text() == ""
+    train_together(train_classifier, train, tmp_path, monkeypatch)
     assert (tmp_path / "run" / "confusions.png").exists()
