@@ -1,6 +1,7 @@
 """What the tests of several files need."""
 
 import signal
+import socket
 import sys
 from contextlib import contextmanager
 
@@ -57,6 +58,25 @@ def refused(monkeypatch, capsys):
         return error
 
     return call
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Let every attempt at a connection fail at once, as without a cable, and note who tries.
+
+    :rtype: list
+    """
+    tried = []
+
+    def refuse(*args, **kwargs):
+        tried.append(args)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    return tried
 
 
 @pytest.fixture(scope="session")

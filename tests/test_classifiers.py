@@ -160,17 +160,6 @@ def test_a_folder_called_like_a_model_is_no_checkpoint(tmp_path, monkeypatch):
     assert len(load_classifier("squeezenet1_1").classes) == 1000
 
 
-@pytest.fixture
-def no_network(monkeypatch):
-    """Let every attempt at a connection fail at once, as without a cable."""
-
-    def fail(*_, **__):
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    monkeypatch.setattr(socket.socket, "connect", fail)
-
-
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
 def test_without_network_it_is_said_in_one_line(name, no_network, tmp_path, monkeypatch, capfd):
     """Soon, without a minute of retries and a line for each of them."""

@@ -3,13 +3,11 @@
 The long versions, hundreds of kills and of broken files, are in benchmarks/torture.py.
 """
 
-import importlib
 import io
 import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 import zipfile
@@ -40,8 +38,6 @@ from common.run import finish, open_run, replacing, watching_signals
 from tests.helpers import assert_same
 from tests.processes import fork, group, wait
 
-SCRIPTS = ("train_dcgan", "train_classifier", "smoothgrad", "explain_perturb",
-           "compare_explanations", "torch_basics")  # fmt: skip
 # A second each: 3 batches an epoch, networks of a few hundred weights.
 TINY = ["--dataset", "glyphs", "--glyphs", "50", "--batch-size", "16", "--epochs", "2"]
 TRAINERS = {
@@ -53,8 +49,14 @@ EXPLAINERS = {
     explain_perturb: ["--iterations", "2", "--pictures", "2", "--mask-size", "4"],
     compare_explanations: ["--methods", "random", "gradient", "--sanity", "0"],
 }
-BOTH = pytest.mark.parametrize("script", TRAINERS, ids=lambda script: script.SCRIPT)
-EXPLAINING = pytest.mark.parametrize("script", EXPLAINERS, ids=lambda script: script.SCRIPT)
+
+
+def each(*scripts):
+    """Make a mark that gives a test one script after the other."""
+    return pytest.mark.parametrize("script", scripts, ids=lambda script: script.SCRIPT)
+
+
+BOTH, EXPLAINING = each(*TRAINERS), each(*EXPLAINERS)
 # What takes longest, and is of no interest here.
 FIGURES = ("plot_curves", "plot_matrix", "plot_pictures", "save_gif", "draw_panel", "write_mask",
            "contact_sheet", "draw_curves", "draw_cascade", "map_sheet")  # fmt: skip
@@ -276,13 +278,15 @@ def test_a_full_disk_stops_a_training_in_one_line(
     assert len(script.main(["--resume", str(tmp_path / "run"), "--epochs", "3"])["epochs"]) == 3
 
 
-def test_a_full_disk_stops_an_explanation_in_one_line(trained, photos, tmp_path, full_disk, capsys):
-    """Pictures, arrays and records are whole or not there."""
+def test_a_full_disk_stops_an_explanation_in_one_line(
+    trained, photos, tmp_path, full_disk, refused
+):
+    """No half file is left, and --resume goes on where there is room again."""
     argv = ["--model", str(trained), "--image", str(photos), "--samples", "2"]
     with full_disk():
-        line = one_error(lambda: smoothgrad.main([*argv, "--out", str(tmp_path / "run")]), capsys)
-    assert "too large" in line
-    assert not list(tmp_path.rglob("*.part*"))
+        assert "too large" in refused(smoothgrad, *argv, "--out", str(tmp_path / "run"))
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or file.name in (".lock", "arguments.txt"), file
     found = smoothgrad.main(["--resume", str(tmp_path / "run")])
     assert len(found["images"]) == 3
 
@@ -591,7 +595,7 @@ def arguments(script):
 
     :rtype: hypothesis.strategies.SearchStrategy
     """
-    actions = importlib.import_module(script).get_parser()._actions
+    actions = script.get_parser()._actions
     flags = [flag for action in actions for flag in action.option_strings]
     flags = [flag for flag in flags if flag not in ("-h", "--help")]
     choices = [str(choice) for action in actions for choice in action.choices or ()]
@@ -605,16 +609,15 @@ def arguments(script):
     return st.lists(st.one_of(st.sampled_from(flags), joined, values), max_size=6)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@each(*TRAINERS, *EXPLAINERS, torch_basics)
 def test_any_command_line_is_parsed_or_refused_in_one_line(script):
     """Nothing that can be typed ends in a traceback, and what is accepted is in its range."""
-    get_parser = importlib.import_module(script).get_parser
 
     @settings(derandomize=True, deadline=None, database=None, max_examples=150)
     @given(arguments(script))
     def parse(argv):
         try:
-            args = get_parser().parse_args(argv)
+            args = script.get_parser().parse_args(argv)
         except UserError as error:
             args, lines = None, str(error).splitlines()
         if args is None:
@@ -655,7 +658,7 @@ def plausible(script):
     )
 
 
-@pytest.mark.parametrize("script", [*TRAINERS, *EXPLAINERS], ids=lambda script: script.SCRIPT)
+@each(*TRAINERS, *EXPLAINERS)
 def test_any_settings_run_or_say_in_one_line_why_not(
     script, data, trained, photos, tmp_path, capsys, no_figures
 ):
@@ -754,6 +757,16 @@ def test_a_batch_that_is_too_large_is_halved(
 # -------------------------------------------------------------------------------------- torchrun
 
 
+def lose_one(main, victim, tmp_path):
+    """Start two processes of which one is killed: the other ends soon, in one line at most."""
+    children, logs = group(main, tmp_path)
+    assert wait(children[victim]) == -signal.SIGKILL
+    assert wait(children[1 - victim], 60) == 2  # within a minute
+    said = logs[1 - victim].read_text()
+    assert "Traceback" not in said
+    assert said.count("error: another process has ended") == (1 if victim == 1 else 0)
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_others(victim, data, tmp_path, monkeypatch):
     """The survivor doesn't wait for ever, and has no traceback: one line at most."""
@@ -763,12 +776,7 @@ def test_a_process_that_dies_ends_the_others(victim, data, tmp_path, monkeypatch
             monkeypatch.setattr(torch.Tensor, "backward", nth(torch.Tensor.backward, 5))
         return train(train_classifier, tmp_path / "run", data, "--batch-size", "8")
 
-    children, logs = group(main, tmp_path)
-    assert wait(children[victim]) == -signal.SIGKILL
-    assert wait(children[1 - victim], 60) == 2  # within a minute
-    said = logs[1 - victim].read_text()
-    assert "Traceback" not in said
-    assert said.count("error: another process has ended") == (1 if victim == 1 else 0)
+    lose_one(main, victim, tmp_path)
     assert load_checkpoint(tmp_path / "run", "train_classifier")["epoch"] == 2
 
 
@@ -824,37 +832,13 @@ def test_a_process_that_dies_ends_an_explanation(
             monkeypatch.setattr(smoothgrad, "save_png", kill)
         return explain(smoothgrad, trained, photos, tmp_path / "run")
 
-    children, logs = group(main, tmp_path)
-    assert wait(children[victim]) == -signal.SIGKILL
-    assert wait(children[1 - victim], 60) == 2  # within a minute
-    said = logs[1 - victim].read_text()
-    assert "Traceback" not in said
-    assert said.count("error: another process has ended") == (1 if victim == 1 else 0)
+    lose_one(main, victim, tmp_path)
     done = {f.stem for f in (tmp_path / "run" / "records").glob("*.json")}
     assert done == ({"ant", "cat"} if victim == 1 else {"bee"})
     assert len(smoothgrad.main(["--resume", str(tmp_path / "run")])["images"]) == 3
 
 
 # --------------------------------------------------------------------------- network and watching
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    """Let no connection be made, and note who tries.
-
-    :rtype: list
-    """
-    tried = []
-
-    def refuse(*args, **kwargs):
-        tried.append(args)
-        raise OSError(101, "Network is unreachable")
-
-    for name in ("connect", "connect_ex", "sendto"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
-        monkeypatch.setattr(socket, name, refuse)
-    return tried
 
 
 def test_nothing_is_sent_anywhere(no_network, trained, photos, data, tmp_path):
@@ -878,7 +862,7 @@ def test_what_is_asked_for_by_name_would_be_fetched(no_network, tmp_path, capsys
     assert capsys.readouterr().err.startswith(f"mnist isn't in {tmp_path}; downloading it")
 
 
-def test_progress_bars_show_rate_and_time_left(data, tmp_path, monkeypatch):
+def test_progress_bars_show_rate_and_time_left(data, tmp_path, monkeypatch, no_figures):
     """On a terminal each epoch has a bar; where the output is a file there are plain lines only."""
 
     class Terminal(io.StringIO):
@@ -889,8 +873,6 @@ def test_progress_bars_show_rate_and_time_left(data, tmp_path, monkeypatch):
     for script in TRAINERS:
         for stream, bars in ((Terminal(), True), (io.StringIO(), False)):
             monkeypatch.setattr(sys, "stderr", stream)
-            for name in ("plot_curves", "plot_matrix", "plot_pictures", "save_gif"):  # take longest
-                monkeypatch.setattr(script, name, lambda *_: None, raising=False)
             folder = tmp_path / f"{script.SCRIPT}-{bars}"
             train(script, folder, data)
             text = stream.getvalue()

@@ -684,21 +684,6 @@ def test_resume_keeps_the_runs_settings(run, photos, tmp_path):
         smoothgrad.main(["--resume", str(tmp_path / "run")])
 
 
-def test_a_full_disk_is_one_line(trained, photos, full_disk, tmp_path, monkeypatch, capsys):
-    """No half file is left, and --resume goes on where there is room again."""
-    command = ["smoothgrad.py", "--image", str(photos), "--model", str(trained), "--samples", "3"]
-    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "run")])
-    with full_disk():
-        assert smoothgrad.exit_code(smoothgrad.main) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "too large" in error
-    for file in (tmp_path / "run").rglob("*"):
-        assert file.is_dir() or file.name in (".lock", "arguments.txt"), file
-    metrics = smoothgrad.main(["--resume", str(tmp_path / "run")])
-    assert len(metrics["images"]) == 3
-
-
 def test_memory_that_runs_out_makes_the_chunks_smaller(run, photos, tmp_path, monkeypatch, capsys):
     """One warning, for all photos that follow; the map is the same."""
     gradient = smoothgrad.input_gradient
