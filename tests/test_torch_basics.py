@@ -14,15 +14,6 @@ from common.errors import UserError
 from tests.helpers import read_metrics
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Use one thread: for matrices this small, a second one mostly waits for the first."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def told():
     """Run the tour, and give its answers by line; of a line that comes twice, the last."""
