@@ -1,4 +1,4 @@
-"""What the tests of several files compare, and how they call what must refuse."""
+"""What the tests of several files compare, call and write."""
 
 import json
 
