@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import smoothgrad
 from common.classifiers import Normalise, load_classifier, load_lite0
 from common.device import make_rng, set_up
+from common.errors import HelpFormatter
 from common.folding import fold
 from common.photos import read_photo
 
@@ -322,10 +323,8 @@ def measure_time(workers, args):
 
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parts = ("memory", "maps", "time")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parts = ["memory", "maps", "time"]
     parser.add_argument("--image", default="sample:coffee", help="a photo, or sample:NAME")
     parser.add_argument("--samples", type=int, default=100, help="noisy copies per map")
     parser.add_argument("--most-samples", type=int, default=5000, help="of ours, for the memory")

@@ -4,9 +4,9 @@
 
 A recipe is a command line of train_dcgan.py and, for the first, another discriminator:
 
-post      the ancestor's: SGD with Nesterov momentum, ReLU in D, PyTorch's initial weights
-examples  that of pytorch/examples: Adam, N(0, 0.02), LeakyReLU; samples are G's own
-ours      the defaults of train_dcgan.py; --changes adds what they would be with other flags
+post      the ancestor's: SGD, Nesterov, ReLU in D, PyTorch's initial weights
+examples  of pytorch/examples: Adam, N(0, 0.02), LeakyReLU; samples are G's own
+ours      the defaults of train_dcgan.py; --changes adds them with other flags
 
 All have BatchNorm after the linear layers, without which the drawings collapse. Samples are scored
 as --fid does (common/fid.py), on the same noise each time. Each run leaves a JSON file in --out, so
@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train_dcgan
 from common.data import load_dataset
 from common.device import set_up
+from common.errors import HelpFormatter
 from common.fid import SCORES, make_judge
 from common.run import replacing
 
@@ -148,9 +149,7 @@ def plot(path, found, floor):
 
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--classifier", required=True, help="a checkpoint of train_classifier.py")
     parser.add_argument("--dataset", default="mnist", help="what to draw")
     parser.add_argument("--data-dir", default="data", help="where it is")
@@ -158,8 +157,9 @@ def get_parser():
     parser.add_argument("--width", type=float, default=0.5, help="of both networks")
     parser.add_argument("--images", type=int, default=180_000, help="that each run sees")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each recipe")
-    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=RECIPES)
-    parser.add_argument("--changes", nargs="*", default=[], metavar="FLAGS",
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), choices=RECIPES,
+                        metavar="NAME", help="some of them")  # fmt: skip
+    parser.add_argument("--changes", nargs="*", metavar="FLAGS",
                         help='ours with other flags, for example " --lr 2e-4"')  # fmt: skip
     parser.add_argument("--cuda", action="store_true", help="on the GPU")
     parser.add_argument("--out", default="runs/dcgan_quality", help="where each run's scores go")
@@ -176,7 +176,7 @@ def main():
     )
     judge = make_judge(args.classifier, data, test, device)
     recipes = {name: RECIPES[name] for name in args.recipes}
-    recipes |= {f"ours {flags.strip()}": flags for flags in args.changes}
+    recipes |= {f"ours {flags.strip()}": flags for flags in args.changes or ()}
     found = {name: [] for name in recipes}
     for seed in range(args.seeds):
         for name, flags in recipes.items():
