@@ -40,14 +40,15 @@ import torch_basics
 import train_classifier
 import train_dcgan
 from common.checkpoint import load_checkpoint, save_checkpoint
-from common.errors import UserError, exit_code
+from common.errors import HelpFormatter, UserError, exit_code
 from common.layers import to_plain
 from common.photos import read_photo
 
 ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--dataset", "glyphs", "--batch-size", "16", "--epochs", "4"]
 TRAININGS = {
-    train_dcgan: ["--width", "0.03", "--z-dim", "4", "--glyphs", "200", "--epochs", "4"],
-    train_classifier: ["--width", "0.05", "--size", "12", "--glyphs", "400", "--epochs", "4"],
+    train_dcgan: [*TINY, "--width", "0.03", "--z-dim", "4", "--glyphs", "200"],
+    train_classifier: [*TINY, "--width", "0.05", "--size", "12", "--glyphs", "400"],
 }
 SETTINGS = {  # what a drawn command line begins with: MODEL and PHOTO are made for it
     train_dcgan: ["--dry-run", "--dataset", "glyphs", "--width", "0.03"],
@@ -156,8 +157,7 @@ def kill_trainings(work, script, kills, rng):
     :return: how many times what was struck, and what went wrong
     :rtype: tuple[collections.Counter, list[str]]
     """
-    options = [*TRAININGS[script], "--dataset", "glyphs", "--batch-size", "16",
-               "--data-dir", str(work / "data")]  # fmt: skip
+    options = [*TRAININGS[script], "--data-dir", str(work / "data")]
     whole = work / f"{script.SCRIPT}-whole"
     for _ in range(2):  # the second time the glyphs are cached: the moments are drawn from that
         shutil.rmtree(whole, ignore_errors=True)
@@ -208,8 +208,8 @@ def kill_ranks(work, kills, rng):
     :rtype: tuple[list[float], list[str]]
     """
     run, log, script, took, bad = work / "ranks", work / "log", train_classifier, [], []
-    options = [*TRAININGS[script], "--epochs", "60", "--dataset", "glyphs", "--batch-size", "16",
-               "--data-dir", str(work / "data"), "--out", str(run)]  # fmt: skip
+    options = [*TRAININGS[script], "--epochs", "60", "--data-dir", str(work / "data"),
+               "--out", str(run)]  # fmt: skip
     file = ROOT / f"{script.SCRIPT}.py"
 
     def launch(count, argv):
@@ -272,8 +272,8 @@ def fill_disks(work, sizes):
         if subprocess.run(mount, capture_output=True).returncode:
             return Counter({"not allowed to mount": 1}), []
         try:
-            argv = [*TRAININGS[train_dcgan], "--dataset", "glyphs", "--batch-size", "16",
-                    "--data-dir", str(work / "data"), "--out", str(disk / "run")]  # fmt: skip
+            argv = [*TRAININGS[train_dcgan], "--data-dir", str(work / "data"),
+                    "--out", str(disk / "run")]  # fmt: skip
             code = wait(fork(lambda argv=argv: train_dcgan.main(argv), work / "log"))
             ends["done" if code == 0 else "one line" if code == 2 else f"code {code}"] += 1
             if code not in (0, 2) or (code == 2 and not is_one_line(work / "log")):
@@ -632,9 +632,7 @@ def try_settings(work, script, count, rng):
 
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="of each training script")
     parser.add_argument("--pictures", type=int, default=2000, help="mutated, beside whole ones")
     parser.add_argument("--photos", type=int, default=500, help="for smoothgrad.py to explain")
@@ -642,7 +640,7 @@ def get_parser():
     parser.add_argument("--step", type=int, default=1000, help="bytes from flip to flip")
     parser.add_argument("--ranks", type=int, default=6, help="of torchrun's processes to kill")
     parser.add_argument("--settings", type=int, default=40, help="command lines of each script")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     return parser
 
 
