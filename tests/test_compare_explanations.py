@@ -1,7 +1,6 @@
 """compare_explanations.py: metrics on maps whose answer is known, sanity checks, resuming."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -343,7 +342,7 @@ def test_mistakes_are_said_in_one_line(arguments, tmp_path, refused):
 
 def test_a_signal_stops_between_methods(checkpoint, photos, tmp_path, monkeypatch):
     def interrupt(*_):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return torch.rand(SIDE, SIDE)
 
     monkeypatch.setitem(compare.METHODS, "random", interrupt)

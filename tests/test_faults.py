@@ -198,7 +198,7 @@ def test_a_signal_ends_an_explanation_with_its_code(
     """SIGTERM costs the photo that is being explained, and --resume goes on with it."""
 
     def terminate(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return read(*_)
 
     read = script.read_photo
@@ -219,12 +219,12 @@ def test_a_second_signal_stops_at_once(monkeypatch):
     """Who asks twice doesn't want to wait for the batch; one signal sent twice is still one."""
     with watching_signals() as stop:
         for _ in range(3):  # as `timeout` and some schedulers do: to the process and to its group
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         assert stop() == signal.SIGINT
         later = time.monotonic() + 2
         monkeypatch.setattr(time, "monotonic", lambda: later)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -284,7 +284,7 @@ def test_a_signal_is_noted_and_the_loop_goes_on(signum):
     before = signal.getsignal(signum)
     with watching_signals() as stop:
         assert stop() == 0
-        os.kill(os.getpid(), signum)
+        signal.raise_signal(signum)
         assert stop() == signum
         assert stop() == signum  # it stays so, however often it is asked
     assert stop.signum == signum
@@ -298,7 +298,7 @@ def test_signals_mean_what_they_meant_before():
         raise ZeroDivisionError
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
     with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path):

@@ -640,7 +640,7 @@ def test_resume_goes_on_after_a_signal(run, tmp_path, monkeypatch):
     def read_and_stop(path, *arguments):
         seen.append(path)
         if len(seen) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return read(path, *arguments)
 
     monkeypatch.setattr(smoothgrad, "read_photo", read_and_stop)

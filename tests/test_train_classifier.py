@@ -1,7 +1,6 @@
 """The classifier: its network, augmentation, loop, verdict, and what a user can do wrong."""
 
 import csv
-import os
 import shutil
 import signal
 
@@ -267,7 +266,7 @@ def interrupt_at(call, monkeypatch):
     def count(network):
         calls.append(network)
         if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(train_classifier, "average_gradients", count)
 

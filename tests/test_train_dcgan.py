@@ -323,7 +323,7 @@ def test_a_signal_saves_within_the_epoch_and_resumes_bit_exactly(
     def interrupt(model):
         calls.append(model)
         if len(calls) == 5:  # two calls a batch, two batches an epoch: epoch 2, first batch
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(train_dcgan, "average_gradients", interrupt)
     with pytest.raises(train_dcgan.Interrupted, match="--resume") as stop:
