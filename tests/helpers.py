@@ -1,6 +1,7 @@
 """What the tests of several files compare, call and write."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -8,6 +9,9 @@ import torch
 from common.checkpoint import save_checkpoint
 from common.errors import UserError
 from common.layers import to_plain
+
+# Pipes, devices, links without privileges, users and locks as Linux and macOS have them.
+POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has no such files, users or locks")
 
 
 def assert_same(a, b):

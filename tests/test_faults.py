@@ -35,7 +35,7 @@ from common.data import load_dataset
 from common.device import fit_memory
 from common.errors import UserError, exit_code, number
 from common.run import finish, open_run, replacing, watching_signals
-from tests.helpers import assert_same
+from tests.helpers import POSIX, assert_same
 from tests.processes import fork, group, wait
 
 # A second each: 3 batches an epoch, networks of a few hundred weights.
@@ -247,6 +247,7 @@ def test_a_lock_says_who_holds_it(tmp_path):
     assert (tmp_path / "run" / ".lock").read_text().startswith(f"{os.getpid()} on ")
 
 
+@POSIX
 def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
     """Some network file systems have none: that is no second process."""
 
@@ -311,6 +312,7 @@ def read_only(tmp_path_factory):
         parent.chmod(modes[parent])
 
 
+@POSIX
 def test_a_read_only_folder_is_one_line(read_only, capsys):
     """Neither a new run nor the next checkpoint of one leaves a traceback or does harm."""
     assert "Permission denied" in one_error(lambda: open_run("s", read_only / "new"), capsys)
@@ -529,6 +531,7 @@ def test_a_download_that_stops_half_way_leaves_no_file(error, tmp_path, monkeypa
 # ---------------------------------------------------------------------------------- hostile input
 
 
+@POSIX
 @EXPLAINING
 def test_hostile_names_stay_in_the_run_folder(
     script, trained, photos, tmp_path, monkeypatch, capsys
@@ -580,6 +583,7 @@ def test_a_run_folder_that_is_no_utf8_can_be_resumed(data, tmp_path, capsys, mon
     assert r"r\udcff\udcfen" in capsys.readouterr().out
 
 
+@POSIX
 def test_a_link_in_a_run_folder_is_replaced_not_followed(tmp_path):
     """Another user's link in place of a file doesn't make us write over what it points to."""
     (tmp_path / "target").write_text("theirs")

@@ -12,6 +12,7 @@ from PIL import Image, ImageCms
 
 from common.errors import UserError
 from common.photos import SAMPLES, find_photos, open_photo, read_photo
+from tests.helpers import POSIX
 
 # Four quarters: red, green; blue, white.
 QUARTERS = np.zeros((20, 30, 3), np.uint8)
@@ -248,6 +249,7 @@ def test_shapes_with_nothing_to_see_are_refused(size, why, tmp_path):
         read_photo(str(tmp_path / "x.png"), 256, 224)
 
 
+@POSIX
 @pytest.mark.parametrize("name", ["pipe.jpg", "/dev/zero", "/dev/full"])
 def test_what_has_no_end_is_not_read(name, tmp_path):
     """A pipe that nobody writes to, a device that never stops: both would hang."""
@@ -262,6 +264,7 @@ def test_what_has_no_end_is_not_read(name, tmp_path):
 # ------------------------------------------------------------------------------------ find_photos
 
 
+@POSIX
 def test_a_folder_is_its_pictures(tmp_path):
     """By name, in order, in capitals too; no folders, no papers, nothing twice."""
     names = ["b.JPG", "a.png", "c.webp", "d.Tiff", "notes.txt", "paper.pdf", "film.mpg", "e.eps"]
@@ -285,6 +288,7 @@ def test_photos_are_taken_in_the_order_given(tmp_path):
     assert find_photos(given) == given
 
 
+@POSIX
 @pytest.mark.parametrize(
     "name",
     ["line\nbreak.png", "it's \"this\" $x$.png", b"\xff\xfe.png", "..hidden...png", "-x.png",

@@ -15,7 +15,7 @@ import torch
 
 from common.errors import Interrupted, UserError, exit_code, make_parser, number
 from common.run import finish, open_run, replacing, watching_signals, write_csv
-from tests.helpers import refusal
+from tests.helpers import POSIX, refusal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -301,6 +301,7 @@ def test_signals_mean_what_they_meant_before():
         signal.raise_signal(signal.SIGINT)
 
 
+@POSIX
 def test_a_reader_that_leaves_is_no_error(tmp_path):
     """`python script.py | head -1` ends quietly, with the code of a broken pipe."""
 

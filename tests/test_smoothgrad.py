@@ -24,7 +24,7 @@ from common.folding import fold
 from common.images import add_caption
 from common.panels import to_picture
 from smoothgrad import Maps, integrated_gradients, over_channels, to_heatmap
-from tests.helpers import read_metrics
+from tests.helpers import POSIX, read_metrics
 from tests.processes import fork, group, wait, wait_for
 
 
@@ -726,7 +726,7 @@ def test_memory_that_runs_out_makes_the_chunks_smaller(run, photos, tmp_path, mo
         (["--image", "-x.jpg"], "--image"),
         (["--image", "sample:dog"], "sample:coffee"),
         (["--image", "."], "no pictures"),
-        (["--image", "/dev/zero"], "/dev/zero"),
+        pytest.param(["--image", "/dev/zero"], "/dev/zero", marks=POSIX),
         (["--model", "no-such-model"], "no-such-model"),
         (["--target", "grene"], "did you mean green"),
         (["--target", "3"], "there are 3"),
