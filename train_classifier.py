@@ -194,7 +194,7 @@ def train(network, optimizer, images, labels, mean, std, args, stop, progress, e
 
 
 @torch.no_grad()
-def test(network, images, labels, mean, std):
+def test(network, images, labels, mean, std, epoch):
     """Classify the test images, as they are: no shift, no mirror, no smoothing.
 
     :param torch.nn.Module network: put into eval mode
@@ -202,13 +202,15 @@ def test(network, images, labels, mean, std):
     :param torch.Tensor labels: int64, (N,), on the device
     :param list[float] mean: of each channel, for :func:`normalise`
     :param list[float] std: of each channel
-    :return: test_loss and test_accuracy by name; and the logits, (N, classes)
+    :param int epoch: for the table
+    :return: a row of the table, epoch, test_loss and test_accuracy; and the logits, (N, classes)
     :rtype: tuple[dict, torch.Tensor]
     """
     network.eval()
     logits = torch.cat([network(normalise(chunk, mean, std)) for chunk in images.split(500)])
     loss, right = cross_entropy(logits, labels), (logits.argmax(1) == labels).double()
-    return {"test_loss": loss.item(), "test_accuracy": right.mean().item()}, logits
+    row = {"epoch": epoch, "test_loss": loss.item(), "test_accuracy": right.mean().item()}
+    return row, logits
 
 
 # ------------------------------------------------------------------------------------ the verdict
@@ -406,7 +408,7 @@ def main(argv=None):
             speed = (steps - before) * args.batch_size * world / (time.time() - began)
             row = {"epoch": epoch, "train_loss": progress["loss"] / steps}
             if is_first():
-                row |= test(fast, *test_data, mean, std)[0]
+                row |= test(fast, *test_data, mean, std, epoch)[0]
                 print(f"epoch {epoch:3d}   train loss {row['train_loss']:.3f}   "
                       f"test loss {row['test_loss']:.3f}   "
                       f"test accuracy {100 * row['test_accuracy']:.2f} %   {speed:,.0f} images/s",
@@ -421,7 +423,7 @@ def main(argv=None):
                               f"--resume {folder}", stop.signum)  # fmt: skip
     if not is_first():
         return {}
-    logits = test(fast, *test_data, mean, std)[1].cpu()
+    logits = test(fast, *test_data, mean, std, args.epochs)[1].cpu()
     labels, predicted = test_half.labels, logits.argmax(1)
     found = judge(labels, predicted, names)
     if "merged_accuracy" in found:
