@@ -353,8 +353,7 @@ def main(argv=None):
         args.epochs, args.batch_size, args.glyphs = 1, min(args.batch_size, 16), 310
         args.dataset = "glyphs" if args.dataset == "auto" else args.dataset
 
-    device = set_up(args.cuda, args.seed)
-    _, world = ranks()
+    device, world = set_up(args.cuda, args.seed), ranks()[1]
     train_half, test_half = load_halves(args)
     args.dataset, names = train_half.name, train_half.classes
     args.flip = args.flip and args.dataset in PHOTOS
