@@ -15,8 +15,8 @@ positive gradients pass a ReLU, or Integrated Gradients IG (Sundararajan et al. 
 
     IG(x) = (x - b) * integral from 0 to 1 of M(b + a (x - b)) da,    sum IG = S(x) - S(b)
 
-On two cores of an Intel Xeon a photo takes 8 seconds, each of its noisy maps of 100 samples 2.6; on
-those of an AMD EPYC half of that.
+A noisy map of 100 samples takes 1.3 seconds on two cores of an AMD EPYC, 2.6 on those of an Intel
+Xeon (benchmarks/README.md).
 
 Differences from the paper: samples are kept as running means of M, |M| and M^2, so that memory
 doesn't grow with n; each map comes with its reliability, the correlation of two maps of n samples.

@@ -12,8 +12,8 @@ arXiv 1406.2661, the non-saturating form of section 3):
 What this script's ancestor learnt: without BatchNorm1d after the linear layers (--no-linear-bn) G
 never catches up, and all its drawings collapse into one; results/README.md shows both.
 
-On two CPU cores an epoch of MNIST takes two minutes; most digits can be read after three epochs.
-What makes drawings better, as --fid scores them, is measured in benchmarks/README.md.
+On two CPU cores an epoch of MNIST takes two minutes (AMD) or four (Intel); most digits can be read
+after three. What makes drawings better, as --fid scores them, is measured in benchmarks/README.md.
 
 Differences from the paper: 28 x 28 pixels, hence linear layers up to 5 x 5 and other kernels;
 sigmoid and [0, 1] in place of tanh and [-1, 1], the first drawings as bright as the data; normal
@@ -265,7 +265,8 @@ def sample(args, argv):
         np.savez_compressed(part, images=(images * 255).round().byte().numpy())
     if args.html:
         walks = torch.cat([*draw(ema, make_walks(z[:16], args.latent))])
-        gan_page(folder, SCRIPT, args, get_parser(), state["history"], PLOTS, {}, walks)
+        levels = state.get("floor") and {"fid": state["floor"]}
+        gan_page(folder, SCRIPT, args, get_parser(), state["history"], PLOTS, levels, walks)
     return finish(folder, SCRIPT, args, argv, args.dataset, device, started, fid=fid)
 
 

@@ -59,9 +59,9 @@ class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
         # A flag that turns something off has the default True, which would read as its own.
         silent = action.default is None or action.default is False or action.const is False
-        return (
-            action.help if silent or "(default" in action.help else super()._get_help_string(action)
-        )
+        if silent or "(default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def make_parser(script, description):

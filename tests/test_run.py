@@ -236,6 +236,14 @@ def test_help_teaches(monkeypatch):
     assert text.count("default") == 1  # "(default: None)" would teach nothing
 
 
+def test_help_names_a_default_once():
+    """Not again where the words already do, nor as that of a flag which turns something off."""
+    parser = make_parser("train", "One line.")
+    parser.add_argument("--size", default=[1, 2], help="pixels (default: all)")
+    parser.add_argument("--no-flip", dest="flip", action="store_false", help="don't mirror")
+    assert parser.format_help().count("default") == 1
+
+
 @pytest.mark.parametrize(
     ("ending", "code", "line"),
     [
