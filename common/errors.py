@@ -1,91 +1,83 @@
-"""What a user can do wrong, said in one line; and how a script ends."""
+"""How a script ends: done, by a mistake that its user can mend, or by a signal."""
 
 import errno
 import os
 import signal
 import sys
-import textwrap
-from argparse import (
-    ArgumentDefaultsHelpFormatter,
-    ArgumentParser,
-    ArgumentTypeError,
-    RawDescriptionHelpFormatter,
-)
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch.distributed as dist
 
-ROOM = ": make room, then go on with --resume, or start again"
-RIGHTS = ": choose a place that you may read and write"
-ADVICE = {  # by what the system calls the error
-    "ENOSPC": ROOM, "EDQUOT": ROOM, "EFBIG": ROOM,
-    "EACCES": RIGHTS, "EPERM": RIGHTS, "EROFS": RIGHTS,
-}  # fmt: skip
+MAKE_ROOM = ": make room, then go on with --resume, or start again"
+ELSEWHERE = ": choose a place that you may read and write"
+ADVICE = {
+    errno.ENOSPC: MAKE_ROOM,
+    errno.EFBIG: MAKE_ROOM,
+    errno.EACCES: ELSEWHERE,
+    errno.EPERM: ELSEWHERE,
+    errno.EROFS: ELSEWHERE,
+}
 
 
 class UserError(Exception):
-    """Something that the user can mend: one line that says what is wrong and what to do.
+    """A mistake that the user can mend.
 
-    :param str message: the line; names of files in it may hold line breaks
-    :param int code: the exit code; 1 if a part of the work was done
+    :param str message: one line: what is wrong, and what to do
+    :param int code: exit code; 1 if part of the work was done
     """
 
     def __init__(self, message, code=2):
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(" ".join(message.splitlines()))  # file names may hold line breaks
         self.code = code
 
 
 class PeerError(UserError):
-    """Another of torchrun's processes has ended; it, or torchrun, says why."""
+    """Another of torchrun's processes has ended; that one, or torchrun, says why."""
 
     def __init__(self):
         super().__init__("another process has ended: see the lines around this one, then --resume")
 
 
-class Interrupted(Exception):
-    """Stopped by a signal, after saving: the line to print and the signal's number."""
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: no ``except Exception`` may take it for something else.
+
+    :param str message: the line to print
+    :param int signum: number of the signal
+    """
 
     def __init__(self, message, signum):
         super().__init__(message)
         self.signum = signum
 
 
-class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Fit the description to the terminal, not equations, and name defaults that say something."""
+@contextmanager
+def interruptible(message):
+    """Let Ctrl-C and SIGTERM end the block with one line that says how to go on.
 
-    def _fill_text(self, text, width, indent):
-        parts = text.split("\n\n")
-        return "\n\n".join(p if "  " in p else textwrap.fill(p, width) for p in parts)
-
-    def _get_help_string(self, action):
-        # A flag that turns something off has the default True, which would read as its own.
-        silent = action.default is None or action.default is False or action.const is False
-        if silent or "(default" in action.help:
-            return action.help
-        return super()._get_help_string(action)
-
-
-def make_parser(script, description):
-    """Make a parser without arguments, whose errors are one line instead of a usage block.
-
-    :param str script: name of the script, without .py
-    :param str description: its docstring, kept as it is
-    :return: the parser; its ``error`` raises :class:`UserError`
-    :rtype: argparse.ArgumentParser
+    :param str message: that line
     """
 
-    def fail(message):
-        raise UserError(f"{message} (--help lists every option)")
+    def stop(signum, frame):
+        for other in before:  # a second signal must not cut short what the first one set off
+            signal.signal(other, signal.SIG_IGN)
+        raise Interrupted(message, signum)
 
-    parser = ArgumentParser(f"{script}.py", description=description, formatter_class=HelpFormatter)
-    parser.error = fail
-    return parser
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def exit_code(main):
-    """Run a script's main, and turn the ways in which it can end into exit codes.
+    """Run a script's main, and turn every way in which it can end into an exit code.
 
     :param Callable main: the script's ``main``
-    :return: 0 done, 1 done in part, 2 the user's mistake (one line on stderr), 128 + n stopped by
+    :return: 0 done, 1 partly done, 2 user's mistake (one line on stderr), 128 + n stopped by
         signal n
     :rtype: int
     """
@@ -95,6 +87,7 @@ def exit_code(main):
     try:
         main()
         leave_group()
+        return 0
     except UserError as error:
         complain(error)
         return error.code
@@ -106,42 +99,39 @@ def exit_code(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output left, as `head` does: nobody to tell
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, a name that Windows does not have
+        return 141  # 128 + SIGPIPE, a name that Windows doesn't have
     except OSError as error:  # a full disk, a folder without permission
         line = f"{error.filename or 'writing'}: {error.strerror or error}"
-        complain(UserError(line + ADVICE.get(errno.errorcode.get(error.errno), "")))
+        complain(UserError(line + ADVICE.get(error.errno, "")))
         return 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         complain(UserError("out of memory: ask for less (--batch-size, --chunk, --size, --width)"))
         return 2
-    return 0
 
 
 def complain(error):
-    """Print what is wrong, once: what all of torchrun's processes say the first one says.
-
-    :param UserError error: the line
-    """
+    """Print a mistake once: what all of torchrun's processes say, the first one says."""
     rank = int(os.environ.get("RANK", 0))
     if rank and (isinstance(error, PeerError) or not dist.is_initialized()):
         return  # before they are a group, they all have the same arguments and files
-    print(f"error: {f'process {rank}: ' if rank else ''}{error}", file=sys.stderr)
+    process = f"process {rank}: " if rank else ""
+    print(f"{Path(sys.argv[0]).name}: error: {process}{error}", file=sys.stderr)
 
 
 def leave_group():
-    """Leave torchrun's group, if this process is in one; torch warns of those who just end."""
+    """Leave torchrun's group, if this process is in one: torch warns of those who just end."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def is_out_of_memory(error):
-    """Tell whether an exception means that memory has run out, of the CPU or of a GPU.
+    """Tell whether an exception means that memory has run out, the CPU's or a GPU's.
 
-    :param Exception error: torch has several types for it, a plain RuntimeError on a CPU
+    :param Exception error: torch has several types for it, on a CPU a plain RuntimeError
     :rtype: bool
     """
     words = ("out of memory", "allocate memory", "ALLOC_FAILED", "size calculation overflowed")
@@ -149,27 +139,29 @@ def is_out_of_memory(error):
 
 
 def number(kind, low, high=None):
-    """Make an argparse type that accepts numbers of one range and says so otherwise.
+    """Make a type for an argument: a number of one range.
 
     :param type kind: int or float
-    :param float low: the smallest value that is accepted
-    :param float high: the largest; None for no limit but what torch can count to
-    :return: the converter from text
+    :param float low: smallest number accepted
+    :param float high: largest; None for no limit but what torch can count to
+    :return: the converter; its name is what argparse calls a value that it refuses
     :rtype: Callable[[str], float]
     """
-    words = "a whole number" if kind is int else "a number"
-    words += f" of at least {low}" if high is None else f" from {low} to {high}"
-    most = 2**31 - 1 if kind is int else sys.float_info.max
+    largest = high
+    if high is None:
+        largest = 2**31 - 1 if kind is int else sys.float_info.max
 
     def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = float("nan")
-        # inf is no useful setting; NaN fails both comparisons
-        if not (low <= value <= (most if high is None else high)):
-            limit = f" and at most {most}" if kind is int and high is None and value > most else ""
-            raise ArgumentTypeError(f"must be {words}{limit}, not {text[:50]!r}")
+        value = kind(text)
+        if not low <= value <= largest:  # also refuses NaN
+            raise ValueError(text)
         return value
 
+    name = "integer" if kind is int else "number"
+    convert.__name__ = f"{name} >= {low}" if high is None else f"{name} from {low} to {high}"
     return convert
+
+
+positive_int = number(int, 1)
+positive_float = number(float, 1e-12)
+seed_int = number(int, 0, 2**32 - 1)

@@ -1,4 +1,4 @@
-"""How good drawings are: classifier-FID, precision and recall, and the classes that are drawn.
+"""How good samples are: classifier-FID, precision and recall, and the classes generated.
 
 Inception's features say little about handwriting, so the features are those of a classifier of the
 same data: what its last linear layer is given. Such numbers compare only under one classifier, and
@@ -11,14 +11,12 @@ import sys
 import torch
 from torch import nn
 
-from common.classifiers import load_classifier
-from common.device import is_first, make_rng
+from common.device import make_rng
 from common.errors import UserError
 
 SAMPLES = 10_000  # as many pictures of each kind; with fewer, the distance is biased upwards
 NEIGHBOURHOOD = 5_000  # of these, for precision and recall, whose cost is quadratic
 SCORES = ("fid", "precision", "recall", "class_distance", "largest_class")
-PANELS = (SCORES[:1], SCORES[1:3])
 
 
 @torch.no_grad()
@@ -88,8 +86,8 @@ def radii(x, k=3):
 def coverage(points, centres, radius):
     """Share of the points that lie in at least one of the balls.
 
-    Precision is that of the drawings in balls around data, recall that of data in balls around
-    drawings (Kynkäänniemi et al. 2019, arXiv 1904.06991, k = 3).
+    Precision is that of samples in balls around data, recall that of data in balls around
+    samples (Kynkäänniemi et al. 2019, arXiv 1904.06991, k = 3).
 
     :param torch.Tensor points: (N, F)
     :param torch.Tensor centres: (M, F)
@@ -101,61 +99,46 @@ def coverage(points, centres, radius):
     return torch.cat(inside).double().mean().item()
 
 
-def make_judge(name, train, test, device, dry_run=False, floor=None):
-    """Load a classifier to score drawings with, and say what good and few pictures mean.
-
-    :param str name: the classifier, as for :func:`common.classifiers.load_classifier`
-    :param common.data.Dataset train: the training half
-    :param common.data.Dataset test: the test half
-    :param torch.device device: where to compute
-    :param bool dry_run: with 64 pictures
-    :param float floor: that of the run which is resumed, if there is one
-    :return: the judge; None in all processes but the first
-    :rtype: Judge
-    :raises UserError: if there is no such classifier, it takes other pictures, or isn't the run's
-    """
-    if not is_first():
-        return None
-    judge = Judge(load_classifier(name, device), train, test, 64 if dry_run else SAMPLES)
-    if floor and abs(judge.floor["fid"] / floor - 1) > 0.01:  # thread counts differ by far less
-        raise UserError(f"{name} isn't the classifier that scored the run so far: give that one")
-    used = min(judge.samples, len(train.images))
-    print(f"fid      floor {judge.floor['fid']:.3f}: {used:,} training images against "
-          f"{len(judge.real):,} test images, by {name}")  # fmt: skip
-    if list(judge.classifier.classes) != list(test.classes):
-        print(f"warning: {name} has other classes than {test.name}: was it trained on other data?",
-              file=sys.stderr)  # fmt: skip
-    if min(used, len(judge.real)) < 10_000:
-        print("warning: with fewer than 10,000 images FID is too large, as the floor shows",
-              file=sys.stderr)  # fmt: skip
-    return judge
-
-
-class Judge:
+class Scorer:
     """Scores pictures against the test images of a dataset, with a classifier of such data.
 
-    It uses no global randomness, so that judging changes nothing in a training, and the same
+    It uses no global randomness, so that scoring changes nothing in a training, and the same
     pictures get the same numbers at any time. ``floor`` is the score of training images.
 
     :param common.classifiers.Classifier classifier: takes pictures of the dataset's shape
     :param common.data.Dataset train: the training half; only the floor comes from it
     :param common.data.Dataset test: the test half
-    :param int samples: how many pictures of each half to use at most, and to draw
+    :param int samples: how many pictures of each half to use at most, and to generate
     :raises UserError: if the classifier takes pictures of another shape
     """
 
     def __init__(self, classifier, train, test, samples=SAMPLES):
         shape = (classifier.channels, classifier.size, classifier.size)
         if test.images.shape[1:] != shape:
-            asked, found = (" x ".join(map(str, s)) for s in (shape, test.images.shape[1:]))
+            asked = " x ".join(map(str, shape))
+            found = " x ".join(map(str, test.images.shape[1:]))
             what = f"takes {asked} pixels, but {test.name} is {found}: train one on {test.name}"
             raise UserError(f"{classifier.name} {what}")
-        self.classifier, self.samples = classifier, samples
+        self.classifier = classifier
+        self.samples = samples
         self.real, self.real_counts = self.look(self.pick(test.images))
         self.gaussian = fit_gaussian(self.real)
         self.near = self.real[:NEIGHBOURHOOD]
         self.radii = radii(self.near)
         self.floor = self.score(self.pick(train.images))
+        self.warn(train, test)
+
+    def warn(self, train, test):
+        """Print the floor, and what is wrong with the classifier or with the number of images."""
+        used = min(self.samples, len(train.images))
+        print(f"fid      floor {self.floor['fid']:.3f}: {used:,} training images against "
+              f"{len(self.real):,} test images, by {self.classifier.name}")  # fmt: skip
+        if list(self.classifier.classes) != list(test.classes):
+            print(f"warning: {self.classifier.name} has other classes than {test.name}: was it "
+                  "trained on other data?", file=sys.stderr)  # fmt: skip
+        if min(used, len(self.real)) < SAMPLES:
+            print(f"warning: with fewer than {SAMPLES:,} images FID is too large, as the floor "
+                  "shows", file=sys.stderr)  # fmt: skip
 
     def pick(self, images):
         """Choose images by chance, the same ones each time, in batches of floats."""
@@ -165,10 +148,14 @@ class Judge:
 
     def look(self, batches):
         """Read features, (N, F), and count how many pictures are taken for each class, (K,)."""
-        network, device = self.classifier.network, self.classifier.device
-        pairs = [features(network, batch.to(device)) for batch in batches]
-        found, logits = (torch.cat(part) for part in zip(*pairs, strict=True))
-        return found, logits.argmax(1).bincount(minlength=logits.shape[1])
+        network = self.classifier.network
+        seen, predicted = [], []
+        for batch in batches:
+            found, logits = features(network, batch.to(self.classifier.device))
+            seen.append(found)
+            predicted.append(logits.argmax(1))
+        counts = torch.cat(predicted).bincount(minlength=logits.shape[1])
+        return torch.cat(seen), counts
 
     def score(self, batches):
         """Score pictures.
@@ -179,11 +166,12 @@ class Judge:
             share; and "classes", how many were taken for each
         :rtype: dict
         """
-        drawn, counts = self.look(batches)
-        near = drawn[: len(self.near)]  # as many of both, or one number would gain by it
-        share, expected = (n.double() / n.sum() for n in (counts, self.real_counts))
+        generated, counts = self.look(batches)
+        near = generated[: len(self.near)]  # as many of both, or one number would gain by it
+        share = counts.double() / counts.sum()
+        expected = self.real_counts.double() / self.real_counts.sum()
         return {
-            "fid": frechet_distance(fit_gaussian(drawn), self.gaussian),
+            "fid": frechet_distance(fit_gaussian(generated), self.gaussian),
             "precision": coverage(near, self.near, self.radii),
             "recall": coverage(self.near, near, radii(near)),
             "class_distance": (share - expected).abs().sum().item() / 2,

@@ -1,14 +1,105 @@
-"""Pictures: grids, captions, curves, PNG and GIF; each file written whole or not at all."""
+"""Pictures: one way to read them, and grids, captions, curves, PNG and GIF, each written whole."""
+
+import contextlib
+import io
+import os
+import warnings
 
 import numpy as np
-import torch
-from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
+from common.errors import UserError
 from common.run import replacing
-from common.watch import show_picture
 
+# Of all that Pillow opens, what pictures come as; not EPS, for instance, which it hands to another
+# program to be executed.
+FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"]
+MOST_PIXELS = 89_478_485  # a quarter of a GiB; Pillow's own limit, from which on it only warns
 CAPTION = 22  # pixels of the strip below a picture
+SHEET = 24_000_000  # pixels of a contact sheet; with captions and gaps some 100 MB of memory
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def picture_endings():
+    """Return the endings, in lower case, of the files that :func:`open_picture` reads."""
+    Image.init()
+    return {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
+def open_picture(path):
+    """Open a picture of any kind as 8-bit sRGB, upright.
+
+    Rotated as its EXIF data say; transparency on white; colour profiles (of CMYK files, of
+    cameras) applied; of 16 bits the upper 8; of an animation the first frame.
+
+    :param str path: the file
+    :return: the picture, mode RGB
+    :rtype: PIL.Image.Image
+    :raises UserError: if it can't be read, or has too many pixels
+    """
+    if not os.path.isfile(path):  # nor a pipe, which might never be filled
+        raise UserError(f"{path} is no file: give a picture")
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata; the pixels are what counts
+            with Image.open(path, formats=known) as file:
+                if file.width * file.height > MOST_PIXELS:
+                    size = f"{file.width} x {file.height}"
+                    raise UserError(f"{path} has {size} pixels: scale it down")
+                profile = file.info.get("icc_profile")
+                file.load()
+                picture = file
+                with contextlib.suppress(Exception):  # damaged EXIF data cost no picture
+                    picture = ImageOps.exif_transpose(file)
+                return to_rgb(picture, profile)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} has too many pixels: scale it down") from error
+    except MemoryError as error:
+        raise UserError(f"{path} needs more memory than there is: scale it down") from error
+    except Exception as error:  # Pillow's readers let through whatever damage sets off in them
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(
+            f"{path} is not a readable picture ({why}): convert or remove it"
+        ) from error
+
+
+def to_rgb(picture, profile=None):
+    """Convert a picture of any mode to 8-bit sRGB.
+
+    :param PIL.Image.Image picture: upright
+    :param bytes profile: its ICC profile, None for sRGB
+    :return: mode RGB
+    :rtype: PIL.Image.Image
+    :raises ValueError: for a mode without a defined white, as floating point is
+    """
+    if picture.mode[0] in "IF":  # Pillow's convert would clip at 255
+        values = np.asarray(picture)
+        if picture.mode == "F" or values.min() < 0 or values.max() >= 2**16:
+            raise ValueError("no defined white")
+        picture = Image.fromarray((values >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture).convert("RGB")
+    if picture.mode == "P":  # its profile is that of its palette's colours
+        picture = picture.convert("RGB")
+    if profile and picture.mode in ("RGB", "CMYK", "L"):
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            target = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass  # a damaged profile, or one of another mode: the plain conversion must do
+    return picture.convert("RGB")
+
+
+# ---------------------------------------------------------------------------------------- writing
 
 
 def to_grid(images, columns, scale=2, gap=2):
@@ -21,16 +112,18 @@ def to_grid(images, columns, scale=2, gap=2):
     :return: the picture, uint8, (H', W', 3)
     :rtype: numpy.ndarray
     """
-    n, _, height, width = images.shape
-    rows = -(-n // columns)
-    images = images.detach().float().cpu().clamp(0, 1)
-    grid = torch.full((rows * columns, 3, height + gap, width + gap), 0.25)
-    grid[:, :, gap:, gap:] = 0
-    grid[:n, :, gap:, gap:] = images  # one channel is spread over three
-    grid = grid.view(rows, columns, 3, height + gap, width + gap)
-    grid = grid.permute(0, 3, 1, 4, 2).reshape(rows * (height + gap), columns * (width + gap), 3)
-    grid = (grid * 255).round().to(torch.uint8).numpy()
-    return grid.repeat(scale, axis=0).repeat(scale, axis=1)
+    from torchvision.utils import make_grid
+
+    grid = make_grid(images.detach().float().cpu().clamp(0, 1), columns, gap, pad_value=0.25)
+    picture = (grid * 255).round().byte().permute(1, 2, 0).numpy()
+    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def to_grey(heat):
+    """Turn a map in [0, 1] into a grey picture: (H, W) to uint8 (H', W', 3), 224 pixels or more."""
+    scale = max(1, 224 // heat.shape[-1])
+    grey = (heat * 255).round().byte().cpu().numpy()
+    return grey.repeat(scale, 0).repeat(scale, 1)[..., None].repeat(3, 2)
 
 
 def add_caption(picture, text):
@@ -56,70 +149,99 @@ def save_png(path, picture):
     """
     with replacing(path) as part:
         Image.fromarray(picture).save(part)
-    show_picture(path, picture)
 
 
 def save_gif(path, frames, seconds=12):
     """Write an animation that repeats for ever and rests on its last frame; atomically.
 
     :param pathlib.Path path: the file
-    :param list frames: pictures of one size, uint8 arrays (H, W, 3) or their files; files that are
-        not there are left out
+    :param list[numpy.ndarray] frames: pictures of one size, uint8, (H, W, 3)
     :param float seconds: length of one round, without the rest; a frame takes at most half a second
     """
-    files = [f for f in frames if isinstance(f, np.ndarray) or f.is_file()]
-    frames = [f if isinstance(f, np.ndarray) else np.asarray(Image.open(f)) for f in files]
-    if not frames:
-        return
+    import imageio.v3 as iio
+
     each = min(500, max(40, 1000 * seconds / len(frames)))  # milliseconds; viewers slow down < 40
     durations = [each] * (len(frames) - 1) + [2000]
-    # 32 greys are enough for strokes, and keep a hundred frames below 3 MB.
-    first, *rest = [Image.fromarray(frame // 8 * 8) for frame in frames]
+    frames = [frame // 8 * 8 for frame in frames]  # 32 greys do, and keep a hundred below 3 MB
     with replacing(path) as part:
-        first.save(part, save_all=True, append_images=rest, duration=durations, loop=0)
+        iio.imwrite(part, frames, plugin="pillow", duration=durations, loop=0)
 
 
-def interpolate(a, b, n, latent):
-    """Walk from one noise vector of a generator to another, both ends included.
+def save_figure(path, figure, dpi=110):
+    """Write a figure of matplotlib atomically.
 
-    Normal noise lies near a sphere, so its walk follows the sphere; a straight line would lead
-    through lengths that the generator has never seen (White 2016, arXiv 1609.04468).
-
-    :param torch.Tensor a: (z_dim,)
-    :param torch.Tensor b: (z_dim,)
-    :param int n: number of steps
-    :param str latent: the noise's distribution, "normal" or "uniform"
-    :return: (n, z_dim)
-    :rtype: torch.Tensor
+    :param pathlib.Path path: the PNG file
+    :param matplotlib.figure.Figure figure: what to draw
+    :param int dpi: pixels of an inch
     """
-    t = torch.linspace(0, 1, n, device=a.device)[:, None]
-    angle = torch.acos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
-    if latent == "uniform" or angle.sin() < 1e-3:
-        return (1 - t) * a + t * b
-    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+    with replacing(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font hasn't got
+        figure.savefig(part, dpi=dpi)
 
 
-def plot_curves(path, rows, panels, levels=None):
+def plot_curves(path, rows, panels, floors=None):
     """Plot columns of a table against its first one; atomically.
 
     :param pathlib.Path path: the PNG file
     :param list[dict] rows: one per epoch or step
     :param list[tuple[str]] panels: the columns to draw, panel by panel; a row may
         lack some, and a panel that no row has anything for is left out
-    :param dict levels: by column, a value to mark by a dashed line; that panel's axis is then
+    :param dict floors: by column, a value to mark by a dashed line; that panel's axis is then
         logarithmic, as for a distance that should go down to it
     """
+    from matplotlib.figure import Figure
+
     panels = [names for names in panels if any(name in row for row in rows for name in names)]
     figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
-    against = next(iter(rows[0]))
+    first = next(iter(rows[0]))
     for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
             values = [row.get(name, np.nan) for row in rows]
-            axes.plot([row[against] for row in rows], values, marker=".", label=name)
-            if name in (levels or {}):
-                axes.axhline(levels[name], linestyle="--", color="grey", label=f"{name}, floor")
+            axes.plot([row[first] for row in rows], values, marker=".", label=name)
+            if floors and name in floors:
+                axes.axhline(floors[name], linestyle="--", color="grey", label=f"{name}, floor")
                 axes.set_yscale("log")
-        axes.set_xlabel(against)
+        axes.set_xlabel(first)
         axes.legend()
-    with replacing(path) as part:
-        figure.savefig(part, dpi=120)
+    save_figure(path, figure, dpi=120)
+
+
+def contact_sheet(path, pictures, columns=4, side=280):
+    """Show many pictures at once; atomically.
+
+    :param pathlib.Path path: the PNG file
+    :param dict[pathlib.Path, str] pictures: captions by file; missing files are left out
+    :param int columns: pictures in a row; of hundreds there are more columns, of smaller ones
+    :param int side: of one picture's longer side, in pixels
+    """
+    pictures = {file: caption for file, caption in pictures.items() if file.is_file()}
+    if not pictures:
+        return
+    shrink = max(1, (len(pictures) * side**2 / SHEET) ** 0.5)
+    columns = min(round(columns * shrink), len(pictures))
+    side = int(side / shrink)
+    thumbnails = []
+    for file in pictures:
+        thumbnail = open_picture(file)
+        thumbnail.thumbnail((side, side), Image.Resampling.LANCZOS)
+        thumbnails.append(thumbnail)
+    width = max(thumbnail.width for thumbnail in thumbnails)
+    height = max(thumbnail.height for thumbnail in thumbnails)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + 10), rows * (height + 30)), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(14)
+    for i, (thumbnail, caption) in enumerate(zip(thumbnails, pictures.values(), strict=True)):
+        left = i % columns * (width + 10) + 5
+        top = i // columns * (height + 30)
+        caption = to_line(caption)
+        while caption and draw.textlength(caption, font) > width:
+            caption = "…" + caption[2:]  # the end of a path says more than its beginning
+        draw.text((left, top + 6), caption, "black", font)
+        sheet.paste(thumbnail, (left, top + 26))
+    save_png(path, np.asarray(sheet))
+
+
+def to_line(text):
+    """Turn a name into one line that can be drawn: names of files may hold anything."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())

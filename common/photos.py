@@ -1,30 +1,24 @@
-"""Read photos: find them, turn them upright, bring them to sRGB, crop them to a tensor."""
+"""One photo after the other: found, read, explained, recorded; no broken one stops the others."""
 
 import contextlib
-import io
+import json
 import os
-import warnings
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
-import skimage.data
 import torch
-from PIL import Image, ImageCms, ImageOps
+import torch.distributed as dist
+from PIL import Image
+from tqdm import tqdm
 
-from common.errors import UserError
+from common.device import is_first, ranks
+from common.errors import PeerError, UserError
+from common.images import open_picture, picture_endings
+from common.run import replacing
 
-SAMPLES = {  # CC0, they come with scikit-image
-    "astronaut": skimage.data.astronaut,
-    "cat": skimage.data.chelsea,
-    "coffee": skimage.data.coffee,
-    "rocket": skimage.data.rocket,
-}
-# Of all that Pillow opens, what photos come as; not EPS, for instance, which it hands to another
-# program to be executed.
-FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
-Image.init()
-FORMATS &= Image.OPEN.keys()
-MOST_PIXELS = 89_478_485  # a quarter of a GiB; Pillow's own limit, from which on it only warns
+SAMPLES = {"astronaut": "astronaut", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket"}
 LONGEST = 20  # times the shorter side: from a longer picture the crop would show next to nothing
 
 
@@ -37,7 +31,7 @@ def find_photos(paths):
     :rtype: list[str]
     :raises UserError: if one isn't there, or a folder has no pictures
     """
-    known = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
+    endings = picture_endings()
     found = {}
     for path in map(str, paths):
         if path.startswith("sample:"):
@@ -45,11 +39,11 @@ def find_photos(paths):
                 raise UserError(f"no {path}: there are sample:" + ", sample:".join(SAMPLES))
             found[path] = None
         elif os.path.isdir(path):
-            files = [f for f in sorted(Path(path).iterdir()) if f.suffix.lower() in known]
+            files = [f for f in sorted(Path(path).iterdir()) if f.suffix.lower() in endings]
             files = [str(f) for f in files if not f.is_dir()]
             if not files:
                 raise UserError(f"{path} has no pictures: give a folder of .jpg or .png files")
-            found |= dict.fromkeys(files)
+            found.update(dict.fromkeys(files))
         elif os.path.exists(path):
             found[path] = None
         else:
@@ -57,81 +51,10 @@ def find_photos(paths):
     return list(found)
 
 
-def open_photo(path):
-    """Open a picture of any kind as 8-bit sRGB, upright.
-
-    Rotated as its EXIF data say; transparency on white; colour profiles (of CMYK files, of
-    cameras) applied; of 16 bits the upper 8; of an animation the first frame.
-
-    :param str path: a file, or ``sample:NAME``
-    :return: the picture, mode RGB
-    :rtype: PIL.Image.Image
-    :raises UserError: if it can't be read, or is too large to be a photo
-    """
-    sample = path.removeprefix("sample:")
-    if sample != path and sample in SAMPLES:
-        return Image.fromarray(SAMPLES[sample]())
-    if not os.path.isfile(path):  # nor a pipe, which might never be filled
-        raise UserError(f"{path} is no file: give a picture")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata; the pixels are what counts
-            with Image.open(path, formats=list(FORMATS)) as file:
-                if file.width * file.height > MOST_PIXELS:
-                    size = f"{file.width} x {file.height}"
-                    raise UserError(f"{path} has {size} pixels: scale it down")
-                profile, picture = file.info.get("icc_profile"), file
-                file.load()
-                with contextlib.suppress(Exception):  # damaged EXIF data cost no photo
-                    picture = ImageOps.exif_transpose(file)
-                return to_rgb(picture, profile)
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path} has too many pixels for a photo: scale it down") from error
-    except MemoryError as error:
-        raise UserError(f"{path} needs more memory than there is: scale it down") from error
-    except Exception as error:  # Pillow's readers let through whatever damage sets off in them
-        why = getattr(error, "strerror", None) or type(error).__name__
-        raise UserError(
-            f"{path} is not a readable picture ({why}): convert or remove it"
-        ) from error
-
-
-def to_rgb(picture, profile=None):
-    """Convert a picture of any mode to 8-bit sRGB.
-
-    :param PIL.Image.Image picture: upright
-    :param bytes profile: its ICC profile, None for sRGB
-    :return: mode RGB
-    :rtype: PIL.Image.Image
-    :raises ValueError: for a mode without a defined white, as floating point is
-    """
-    if picture.mode[0] in "IF":  # Pillow's convert would clip at 255
-        values = np.asarray(picture)
-        if picture.mode == "F" or values.min() < 0 or values.max() >= 2**16:
-            raise ValueError("no defined white")
-        picture = Image.fromarray((values >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture).convert("RGB")
-    if picture.mode == "P":  # its profile is that of its palette's colours
-        picture = picture.convert("RGB")
-    if profile and picture.mode in ("RGB", "CMYK", "L"):
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            target = ImageCms.createProfile("sRGB")
-            return ImageCms.profileToProfile(picture, source, target, outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            pass  # a damaged profile, or one of another mode: the plain conversion must do
-    return picture.convert("RGB")
-
-
 def read_photo(path, resize, size, channels=3):
     """Read a picture as a classifier wants it: shorter side resized, centre cropped.
 
-    :param str path: a file, or ``sample:NAME``
+    :param str path: a file, or ``sample:NAME`` (CC0, from scikit-image)
     :param int resize: what the shorter side is resized to, in pixels
     :param int size: side of the square that is cut out of its centre, in pixels
     :param int channels: 3 for sRGB, 1 for grey
@@ -139,16 +62,173 @@ def read_photo(path, resize, size, channels=3):
     :rtype: torch.Tensor
     :raises UserError: if it can't be read, or there is nothing to see
     """
-    picture = open_photo(path).convert("RGB" if channels == 3 else "L")
+    if path.startswith("sample:"):
+        import skimage.data
+
+        picture = Image.fromarray(getattr(skimage.data, SAMPLES[path[7:]])())
+    else:
+        picture = open_picture(path)
+    picture = picture.convert("RGB" if channels == 3 else "L")
     width, height = picture.size
     if max(width, height) > LONGEST * min(width, height):
         raise UserError(f"{path} is {width} x {height}, too long to crop: cut out a part of it")
     # One resampling of the part that is wanted: a long picture is never enlarged as a whole.
     side = min(width, height) * size / resize
-    left, top = (width - side) / 2, (height - side) / 2
+    left = (width - side) / 2
+    top = (height - side) / 2
     box = (left, top, left + side, top + side)
     picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
     pixels = torch.from_numpy(np.array(picture)).view(size, size, channels)
     if pixels.min() == pixels.max():
         raise UserError(f"{path} is of one colour, there is nothing to explain: leave it out")
     return pixels.permute(2, 0, 1)[None].float() / 255
+
+
+def say(text, file=None):
+    """Print a line above the progress bars, in one piece: other processes print, too."""
+    tqdm.write(text + "\n", file, end="")
+
+
+# ------------------------------------------------------------------ what a run has explained so far
+
+
+def save_arguments(folder, script, args):
+    """Write down at the start what was asked for, so that --resume can go on with it.
+
+    :param pathlib.Path folder: the run folder; its records/ is made
+    :param str script: name of the script, without .py
+    :param argparse.Namespace args: all arguments
+    """
+    if is_first():
+        (folder / "records").mkdir(exist_ok=True)
+        with replacing(folder / "records" / "arguments.txt") as part:
+            part.write_text(json.dumps({"script": script, "args": vars(args)}), encoding="utf-8")
+
+
+def load_arguments(path, script):
+    """Read what :func:`save_arguments` wrote.
+
+    :param str path: the run folder
+    :param str script: the script that must have written it
+    :return: the arguments
+    :rtype: dict
+    :raises UserError: if there are none, or another script's
+    """
+    try:
+        text = (Path(path) / "records" / "arguments.txt").read_text(encoding="utf-8")
+        state = json.loads(text)
+        found = state["script"]
+        args = dict(state["args"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no run of {script}.py to go on with: start a new one"
+        ) from error
+    if found != script:
+        raise UserError(f"{path} was written by {found}.py: give a run of {script}.py")
+    return args
+
+
+def read_records(folder):
+    """Return the records of the photos that have been explained, by the stem of their files."""
+    records = {}
+    for file in sorted((folder / "records").glob("[!.]*.json")):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: done again
+            record = json.loads(file.read_text(encoding="utf-8"))
+            records[file.stem] = record | {"path": record["path"]}
+    return records
+
+
+def name_photos(photos, stems=()):
+    """Make one file name stem for each photo, whatever its own name holds.
+
+    :param list[str] photos: files and ``sample:NAME``
+    :param dict[str, str] stems: what some photos are called already, these or others
+    :return: stem by photo; letters, digits, ``-`` and ``_`` only, all different, also where
+        capital letters make no difference
+    :rtype: dict[str, str]
+    """
+    stems = dict(stems)
+    used = {stem.lower() for stem in stems.values()}
+    for photo in photos:
+        if photo in stems:
+            continue
+        stem = photo[7:] if photo.startswith("sample:") else Path(photo).stem
+        stem = re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII)[:60].strip("_") or "photo"
+        unique = stem
+        count = 1
+        while unique.lower() in used:
+            count += 1
+            unique = f"{stem}_{count}"
+        stems[photo] = unique
+        used.add(unique.lower())
+    return stems
+
+
+def explain_photos(photos, folder, explain, group=1):
+    """Explain the photos of this process that haven't been explained yet.
+
+    A photo's record, ``records/STEM.json``, is written after all its other files: a resumed run
+    goes on with the photos that have none. One that can't be read costs no other.
+
+    :param list[str] photos: all of them; each process takes its share
+    :param pathlib.Path folder: the run folder
+    :param Callable explain: from a list of pairs (photo, stem) to one record each, plain values
+    :param int group: how many photos ``explain`` is given at once
+    :return: the records of all photos, in order, and what went wrong with the others
+    :rtype: tuple[list[dict], dict[str, str]]
+    """
+    rank, world = ranks()
+    # A photo keeps its stem, whichever others a resumed run is given.
+    done = {record["path"]: stem for stem, record in read_records(folder).items()}
+    stems = name_photos(photos, done)
+    failed = {}
+    todo = [photo for photo in photos[rank::world] if photo not in done]
+    groups = [todo[i : i + group] for i in range(0, len(todo), group)]
+    hidden = rank > 0 or len(photos) == 1 or None  # None: hidden where there is no terminal
+    with tqdm(total=len(todo), unit="photo", disable=hidden) as bar:
+        while groups:
+            some = groups.pop(0)
+            try:
+                records = explain([(photo, stems[photo]) for photo in some])
+            except UserError as error:
+                if len(some) > 1:  # find the one
+                    groups = [[photo] for photo in some] + groups
+                    continue
+                failed[some[0]] = str(error)
+            else:
+                for photo, record in zip(some, records, strict=True):
+                    with replacing(folder / "records" / f"{stems[photo]}.json") as part:
+                        part.write_text(json.dumps(record), encoding="utf-8")
+            bar.update(len(some))
+    failed = gather(failed)  # also waits for the last record of all processes
+    records = read_records(folder)
+    return [records[stems[photo]] for photo in photos if stems[photo] in records], failed
+
+
+def gather(found):
+    """Join what each process found, a dict, into one that all have."""
+    if ranks()[1] == 1:
+        return found
+    everybody = [None] * ranks()[1]
+    try:
+        dist.all_gather_object(everybody, found)
+    except RuntimeError as error:
+        raise PeerError from error
+    return {key: value for part in everybody for key, value in part.items()}
+
+
+def report_failures(failed, count):
+    """Name the photos that could not be explained.
+
+    :param dict[str, str] failed: what was wrong, by photo
+    :param int count: how many photos there were
+    :raises UserError: if there are any; exit code 2 if it is all of them, else 1
+    """
+    if len(failed) == count == 1:
+        raise UserError(next(iter(failed.values())))
+    for why in failed.values():
+        print(f"warning: {why}", file=sys.stderr)
+    if failed:
+        code = 2 if len(failed) == count else 1
+        line = f"{len(failed)} of {count} photos could not be explained: see the warnings above"
+        raise UserError(line, code)

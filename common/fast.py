@@ -1,6 +1,14 @@
-"""Make a network that is only evaluated faster, without changing what it computes."""
+"""The same numbers sooner: memory that stays, oneDNN for linear layers, folded BatchNorm.
 
+What each of these earns is measured, each taken back alone, by ``benchmarks/dcgan_speed.py
+--changes`` and ``benchmarks/against_captum.py --changes``; the tables are in benchmarks/README.md.
+"""
+
+import contextlib
 import copy
+import ctypes
+import os
+import sys
 from collections import Counter
 
 import torch
@@ -13,6 +21,70 @@ from torch.overrides import has_torch_function
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 LIMITS = {nn.ReLU: float("inf"), nn.ReLU6: 6.0}  # where the activation becomes flat again
+
+
+def keep_memory():
+    """Keep freed memory in the process; on Linux with glibc, elsewhere nothing happens.
+
+    A step frees and allocates the same large tensors again. By default they go back to the kernel
+    in between, which hands them out page by page, each filled with zeros: on a CPU some 5 % of the
+    time of a step of train_dcgan.py, and a third of that of smoothgrad.py, whose largest tensors
+    exceed any threshold that glibc accepts (benchmarks/README.md).
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large tensors in huge pages
+    if sys.platform == "linux":
+        mmap_max, trim_threshold = -4, -1  # numbers from glibc's malloc.h
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(mmap_max, 0)  # no tensor gets a mapping of its own, however large
+            libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+class Product(torch.autograd.Function):
+    """a @ b.T by oneDNN, the library that PyTorch already convolves with on a CPU.
+
+    PyTorch multiplies float32 matrices with MKL, which is slow on AMD processors: there oneDNN
+    makes a whole step of train_dcgan.py a third faster (benchmarks/README.md).
+    """
+
+    @staticmethod
+    def forward(ctx, a, b):
+        """Multiply (N, K) and (M, K) to (N, M)."""
+        ctx.save_for_backward(a, b)
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+    @staticmethod
+    def backward(ctx, grad):
+        """Differentiate with the same product, so that the gradient can be differentiated too."""
+        a, b = ctx.saved_tensors
+        grad_a = Product.apply(grad, b.t()) if ctx.needs_input_grad[0] else None
+        grad_b = Product.apply(grad.t(), a.t()) if ctx.needs_input_grad[1] else None
+        return grad_a, grad_b
+
+
+class FastLinear(nn.Linear):
+    """nn.Linear, with :class:`Product` where it applies: float32 matrices on a CPU."""
+
+    def forward(self, x):
+        """Map (N, in_features) to (N, out_features)."""
+        if (
+            x.device.type != "cpu"
+            or not x.dtype == self.weight.dtype == torch.float32
+            or x.shape[1:] != self.weight.shape[1:]
+            or len(x) == 0  # oneDNN has no empty products, and no good word for a wrong size
+            or torch.is_autocast_enabled("cpu")
+            or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        ):
+            return super().forward(x)
+        y = Product.apply(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+def speed_up_linear(network):
+    """Let every nn.Linear of a network, in place, multiply as :class:`FastLinear` does."""
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = FastLinear
 
 
 def fold(network, example):
@@ -160,7 +232,6 @@ class ConvReLU(nn.Module):
             and not isinstance(self.conv.padding, str)
             and not any(p.requires_grad for p in self.conv.parameters())
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
             and not has_torch_function((x,))
         )
         if not fast:
