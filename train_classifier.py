@@ -1,33 +1,38 @@
 """Train a small convolutional network to tell digits, characters or photos apart.
 
-Three times a wider 3 x 3 convolution, half the side and a residual x + f(x) (He et al. 2015,
-arXiv 1512.03385), then the maximum over what is left of the picture and one linear layer. The
-loss is the cross-entropy of smoothed labels (Szegedy et al. 2015, arXiv 1512.00567, section 7)
+Three times a wider 3 x 3 convolution, half the side and a residual x + f(x) (He
+et al. 2015, arXiv 1512.03385), then the maximum over what is left of the image
+and one linear layer. The loss is the cross-entropy of smoothed labels (Szegedy
+et al. 2015, arXiv 1512.00567, section 7)
 
     - sum_k q_k log p_k,    q_k = (1 - s) [k is the class] + s / K,    s = 0.1
 
-minimised by SGD with Nesterov momentum and a learning rate of one cycle (Smith & Topin 2017,
-arXiv 1708.07120).
+minimised by SGD with Nesterov momentum and a learning rate of one cycle (Smith &
+Topin 2017, arXiv 1708.07120).
 
     python train_classifier.py --dataset mnist --epochs 8
 
-Seed 0, one thread of a busy AMD EPYC with two cores, torch 2.15, accuracy on the test half:
+Seed 0, one thread of a busy AMD EPYC with two cores, torch 2.15, test accuracy:
 
-    --dataset mnist --epochs 8                                    99.72 %    10 minutes
-    --dataset emnist --split mnist --epochs 20                    98.90 %     6 minutes
-    --dataset glyphs --epochs 10                                  91.33 %     8 minutes
-        with the cases that look alike merged, as EMNIST does     97.25 %
-    --dataset folder --width 2 --epochs 24 --amp                  81.05 %    19 minutes
+    --dataset mnist --epochs 8                               99.72 %   10 minutes
+    --dataset emnist --split mnist --epochs 20               98.90 %    6 minutes
+    --dataset glyphs --epochs 10                             91.33 %    8 minutes
+        with the cases that look alike merged, as in EMNIST  97.25 %
+    --dataset folder --width 2 --epochs 24 --amp             81.05 %   19 minutes
 
-EMNIST are 8,000 digits of it, the folder 12,000 photos of CIFAR-10. Of the glyphs left wrong, most
-are O for 0 and I for l. Accuracies are the last epoch's, not the best one's. Not run on a GPU.
+EMNIST are 8,000 digits of it, the folder 12,000 photos of CIFAR-10. Of the glyphs
+that are mistaken, most are O for 0 and I for l. Accuracies are those of the last
+epoch, not of the best one.
 
-Differences from the papers: momentum stays 0.9 over the cycle, whose peak was not searched for.
+Differences from the papers: momentum stays 0.9 over the cycle, whose peak was not
+searched for.
 """
 
+import argparse
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,24 +40,49 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from common.charts import plot_matrix, plot_pictures
-from common.checkpoint import load_checkpoint, restore, resume_args, save_checkpoint
 from common.data import EMNIST_SPLITS, NAMES, load_dataset
 from common.device import average_gradients, average_over_ranks, is_first, make_rng, ranks, set_up
-from common.errors import Interrupted, UserError, exit_code, make_parser, number
-from common.images import plot_curves
-from common.layers import Linear, Residual, make_layer, to_plain
-from common.run import finish, open_run, watching_signals, write_csv
+from common.errors import (
+    UserError,
+    exit_code,
+    interruptible,
+    number,
+    positive_float,
+    positive_int,
+    seed_int,
+)
+from common.fast import speed_up_linear
+from common.images import plot_curves, save_figure
+from common.layers import make_layer
+from common.run import (
+    load_checkpoint,
+    open_run,
+    restore,
+    resume_args,
+    save_checkpoint,
+    write_csv,
+    write_metrics,
+)
 
-SCRIPT = "train_classifier"
+SCRIPT = Path(__file__).stem
+SMOOTHING = 0.1  # share of a label that is spread over all classes
+WEIGHT_DECAY = 5e-4
+SHIFT = 2  # pixels that an image is moved by at most, each way
 PHOTOS = ("cifar10", "folder")  # whose mirror image is one of the same class
 LOOK_ALIKE = set("CIJKLMOPSUVWXYZ")  # both cases are one class in EMNIST's split "balanced"
-# What --resume may change. Not the epochs: the learning rate has come to its end by the last one.
-FREE = {"cuda", "compile", "checkpoint_every", "data_dir", "resume", "tensorboard"}
-START = {"done": 0, "loss": 0.0}  # of an epoch: batches behind us, sum of their losses
+# Not the epochs: the learning rate has come to its end by the last one.
+CHANGEABLE_ON_RESUME = {"cuda", "device", "data_dir", "resume", "tensorboard"}
 
 
 # ---------------------------------------------------------------------------------------- model
+
+
+class Residual(nn.Sequential):
+    """x + f(x), where f is the layers given (He et al. 2015, arXiv 1512.03385)."""
+
+    def forward(self, x):
+        """Add to ``x`` what the layers make of it, which must have its shape."""
+        return x + super().forward(x)
 
 
 def block(n_in, n_out):
@@ -63,10 +93,10 @@ def block(n_in, n_out):
 def make_network(channels, classes, width=1.0):
     """Build the network: three times a wider convolution, half the side and a residual.
 
-    :param int channels: of the pictures, (N, channels, H, W), normalised, H and W 8 or more
+    :param int channels: of the images, (N, channels, H, W), normalised, H and W 8 or more
     :param int classes: how many
     :param float width: scales the channels of every layer
-    :return: maps pictures to logits, (N, classes); the last layer's input are the features
+    :return: maps images to logits, (N, classes); the last layer's input are the features
     :rtype: torch.nn.Sequential
     """
     c32, c64, c128 = (max(1, round(width * size)) for size in (32, 64, 128))
@@ -83,7 +113,7 @@ def make_network(channels, classes, width=1.0):
         Residual(block(c128, c128)),
         nn.AdaptiveMaxPool2d(1),
         nn.Flatten(),  # (N, 128), the features
-        Linear(c128, classes),  # (N, classes), logits
+        nn.Linear(c128, classes),  # (N, classes), logits
     )
 
 
@@ -91,7 +121,7 @@ def make_network(channels, classes, width=1.0):
 
 
 def augment(images, shift, flip, rng):
-    """Shift each picture by up to ``shift`` pixels both ways, and mirror every other one.
+    """Shift each image by up to ``shift`` pixels both ways, and mirror every other one.
 
     What comes in from outside repeats the edge, so that paper stays paper and black stays black.
 
@@ -102,19 +132,21 @@ def augment(images, shift, flip, rng):
     :return: (N, C, H, W), channels last in memory
     :rtype: torch.Tensor
     """
-    (n, _, height, width), device = images.shape, images.device
+    n, _, height, width = images.shape
+    device = images.device
     dy, dx = torch.randint(-shift, shift + 1, (2, n, 1), generator=rng, device=device)
     rows = (torch.arange(height, device=device) + dy).clamp(0, height - 1)  # (N, H)
     columns = (torch.arange(width, device=device) + dx).clamp(0, width - 1)  # (N, W)
     if flip:
         mirrored = torch.rand(n, 1, generator=rng, device=device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    which = torch.arange(n, device=device)[:, None, None]
-    return images[which, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+    which = torch.arange(n, device=device).view(n, 1, 1)
+    shifted = images[which, :, rows.view(n, height, 1), columns.view(n, 1, width)]  # (N, H, W, C)
+    return shifted.permute(0, 3, 1, 2)
 
 
 def describe_pixels(images):
-    """Give the mean and the standard deviation of each channel of images, uint8, in [0, 1]."""
+    """Return the mean and the standard deviation of each channel of images, uint8, in [0, 1]."""
     # By counting: exact, however many there are, and without a copy of them all in floats.
     levels = torch.arange(256, dtype=torch.float64) / 255
     counts = [torch.bincount(c.flatten(), minlength=256).cpu() for c in images.unbind(1)]
@@ -126,12 +158,13 @@ def describe_pixels(images):
 
 def normalise(images, mean, std):
     """Turn pixels, uint8, (N, C, H, W), to mean 0 and standard deviation 1 in each channel."""
-    mean, std = (torch.tensor(x, device=images.device).view(-1, 1, 1) for x in (mean, std))
+    mean = torch.tensor(mean, device=images.device).view(-1, 1, 1)
+    std = torch.tensor(std, device=images.device).view(-1, 1, 1)
     return (images.float() / 255 - mean) / std
 
 
 def one_cycle(done, peak, warm_up=0.2):
-    """Give the learning rate: up to its peak in a straight line, and down to 0.
+    """Return the learning rate: up to its peak in a straight line, and down to 0.
 
     Smith & Topin 2017 (arXiv 1708.07120): the short climb lets a large rate in without harm.
 
@@ -143,77 +176,73 @@ def one_cycle(done, peak, warm_up=0.2):
     return peak * min(done / warm_up, (1 - done) / (1 - warm_up))
 
 
-def train(network, optimizer, images, labels, mean, std, args, stop, progress, epoch):
-    """Train for one epoch, or for what is left of it.
+def train(network, optimizer, images, labels, pixels, args, epoch):
+    """Train for one epoch.
 
     All randomness is a function of (seed, epoch, rank, batch), so that a resumed run needs no
     saved state of any generator.
 
-    :param torch.nn.Module network: maps normalised pictures to logits
+    :param torch.nn.Module network: maps normalised images to logits
     :param torch.optim.Optimizer optimizer: of its parameters; its learning rate is set here
     :param torch.Tensor images: uint8, (N, C, H, W), on the device
     :param torch.Tensor labels: int64, (N,), on the device
-    :param list[float] mean: of each channel, for :func:`normalise`
-    :param list[float] std: of each channel
-    :param argparse.Namespace args: seed, batch_size, epochs, lr, label_smoothing, shift, flip,
-        amp, dry_run
-    :param Callable stop: asked between two batches; true to leave early
-    :param dict progress: "done", batches of this epoch that are behind us, and "loss", the sum
-        over them, averaged over the processes; updated in place, and "whole" set: whether the
-        epoch was finished
+    :param tuple pixels: mean and standard deviation of each channel, for :func:`normalise`
+    :param argparse.Namespace args: seed, batch_size, epochs, lr, flip, amp, dry_run
     :param int epoch: from 1
+    :return: a row of metrics.csv: epoch, train_loss, the mean over the epoch and over all
+        processes, and images_per_second
+    :rtype: dict[str, float]
     """
-    (rank, world), device, batch = ranks(), images.device, args.batch_size
-    steps = 1 if args.dry_run else len(images) // (batch * world)
+    began = time.time()
+    rank, world = ranks()
+    device = images.device
+    steps = 1 if args.dry_run else len(images) // (args.batch_size * world)
     order = torch.randperm(len(images), generator=make_rng("cpu", args.seed, epoch)).to(device)
-    total = torch.tensor(progress["loss"], device=device)  # stays there: reading it would wait
-    todo = range(progress["done"], steps)
+    total = torch.zeros((), device=device)  # it stays there: reading it would wait for the GPU
     network.train()
-    for step in tqdm(todo, f"epoch {epoch}", leave=False, disable=rank > 0 or None):
+    for step in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=rank > 0 or None):
         rng = make_rng(device, args.seed, epoch, rank + 1, step)
-        first = (step * world + rank) * batch
-        chosen = order[first : first + batch]
-        pictures = augment(images[chosen], args.shift, args.flip, rng)
+        first = (step * world + rank) * args.batch_size
+        chosen = order[first : first + args.batch_size]
+        batch = augment(images[chosen], SHIFT, args.flip, rng)
         for group in optimizer.param_groups:
             group["lr"] = one_cycle((epoch - 1 + (step + 0.5) / steps) / args.epochs, args.lr)
 
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-            logits = network(normalise(pictures, mean, std))
-            loss = cross_entropy(logits, labels[chosen], label_smoothing=args.label_smoothing)
+            logits = network(normalise(batch, *pixels))
+            loss = cross_entropy(logits, labels[chosen], label_smoothing=SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
         average_gradients(network)
         optimizer.step()
-
         total += loss.detach()
-        progress["done"] = step + 1
-        if stop():
-            break
     average_over_ranks(total)
-    progress |= {"loss": total.item(), "whole": progress["done"] == steps}
+    speed = steps * args.batch_size * world / (time.time() - began)
+    return {"epoch": epoch, "train_loss": total.item() / steps,
+            "images_per_second": round(speed, 1)}  # fmt: skip
 
 
 @torch.no_grad()
-def test(network, images, labels, mean, std, epoch):
-    """Classify the test images, as they are: no shift, no mirror, no smoothing.
+def test(network, images, labels, pixels, epoch):
+    """Classify the test images as they are: no shift, no mirror, no smoothing.
 
     :param torch.nn.Module network: put into eval mode
     :param torch.Tensor images: uint8, (N, C, H, W), on the device
     :param torch.Tensor labels: int64, (N,), on the device
-    :param list[float] mean: of each channel, for :func:`normalise`
-    :param list[float] std: of each channel
-    :param int epoch: for the table
-    :return: a row of the table, epoch, test_loss and test_accuracy; and the logits, (N, classes)
+    :param tuple pixels: mean and standard deviation of each channel, for :func:`normalise`
+    :param int epoch: from 1
+    :return: columns of metrics.csv, epoch, test_loss and test_accuracy; the logits, (N, classes)
     :rtype: tuple[dict, torch.Tensor]
     """
     network.eval()
-    logits = torch.cat([network(normalise(chunk, mean, std)) for chunk in images.split(500)])
-    loss, right = cross_entropy(logits, labels), (logits.argmax(1) == labels).double()
+    logits = torch.cat([network(normalise(chunk, *pixels)) for chunk in images.split(500)])
+    loss = cross_entropy(logits, labels)
+    right = (logits.argmax(1) == labels).double()
     row = {"epoch": epoch, "test_loss": loss.item(), "test_accuracy": right.mean().item()}
     return row, logits
 
 
-# ------------------------------------------------------------------------------------ the verdict
+# ----------------------------------------------------------------------------- what it mistakes
 
 
 def merge_look_alikes(names):
@@ -226,11 +255,11 @@ def merge_look_alikes(names):
     return [name.upper() if name.upper() in LOOK_ALIKE else name for name in names]
 
 
-def judge(labels, predicted, names):
-    """Put numbers to what the network takes for what.
+def count_mistakes(labels, predicted, names):
+    """Count what the network takes for what.
 
-    :param torch.Tensor labels: what the pictures are, (N,)
-    :param torch.Tensor predicted: what they were taken for, (N,)
+    :param torch.Tensor labels: the true classes, (N,)
+    :param torch.Tensor predicted: the predicted ones, (N,)
     :param list[str] names: of the classes
     :return: test_accuracy, class_accuracy by name, and confusions: row by row how many of a class
         were taken for which; where cases are to merge, also merged_accuracy, and merged_classes,
@@ -246,7 +275,8 @@ def judge(labels, predicted, names):
     merged = np.array(merge_look_alikes(names))
     if len(set(merged)) < n:
         same = merged[labels.numpy()] == merged[predicted.numpy()]
-        found |= {"merged_accuracy": same.mean().item(), "merged_classes": len(set(merged))}
+        found["merged_accuracy"] = same.mean().item()
+        found["merged_classes"] = len(set(merged))
     return found
 
 
@@ -265,61 +295,151 @@ def find_mistakes(labels, logits, most=40):
     return [(i, predicted[i].item(), sure[i].item()) for i in worst.tolist()]
 
 
+def plot_matrix(path, matrix, names):
+    """Draw a confusion matrix, with each class's accuracy beside its name; atomically.
+
+    :param pathlib.Path path: the PNG file
+    :param numpy.ndarray matrix: counts, (K, K), in row i what class i was taken for
+    :param list[str] names: of the K classes
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    share = matrix / matrix.sum(1, keepdims=True).clip(1)
+    n = len(names)
+    few = n <= 20
+    side = min(16, 3 + (0.5 if few else 0.2) * n)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    # One mistake in a hundred should be seen beside the diagonal: hence the power.
+    axes.imshow(share, cmap="Blues", norm=PowerNorm(0.4, 0, 1))
+    rows = [f"{name}   {100 * share[i, i]:.1f} %" for i, name in enumerate(names)]
+    axes.set_yticks(range(n), rows, fontsize=9 if few else 7)
+    upright = max(map(len, names)) <= 2
+    axes.set_xticks(range(n), names, fontsize=9 if few else 7, rotation=0 if upright else 90)
+    axes.set(xlabel="predicted class", ylabel="true class (accuracy)")
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)  # a $ is a $
+    for i, j in zip(*matrix.nonzero(), strict=True):
+        color = "white" if share[i, j] > 0.3 else "black"
+        size = 8 if few else 5
+        axes.text(j, i, matrix[i, j], ha="center", va="center", color=color, fontsize=size)
+    save_figure(path, figure, dpi=100)
+
+
+def plot_images(path, images, titles, columns=8):
+    """Draw images with a title each; atomically. Without an image nothing is written.
+
+    :param pathlib.Path path: the PNG file
+    :param torch.Tensor images: uint8, (N, C, H, W), C 1 or 3
+    :param list[str] titles: one for each
+    :param int columns: images in a row
+    """
+    from matplotlib.figure import Figure
+
+    if not titles:
+        return
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(1.4 * columns, 1.85 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, title in zip(grid.flat, images, titles, strict=False):
+        axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(title, fontsize=8, parse_math=False)
+    save_figure(path, figure, dpi=100)
+
+
+def show_mistakes(folder, images, labels, logits, names):
+    """Print and draw what the network mistakes for what.
+
+    :param pathlib.Path folder: the run folder
+    :param torch.Tensor images: uint8, (N, C, H, W)
+    :param torch.Tensor labels: (N,)
+    :param torch.Tensor logits: (N, classes)
+    :param list[str] names: of the classes
+    :return: as :func:`count_mistakes`
+    :rtype: dict
+    """
+    predicted = logits.argmax(1)
+    found = count_mistakes(labels, predicted, names)
+    if "merged_accuracy" in found:
+        share = 100 * found["merged_accuracy"]
+        print(f"test accuracy {share:.2f} % on {found['merged_classes']} classes, with the cases "
+              "that look alike merged as EMNIST's balanced does")  # fmt: skip
+    pairs = zip(labels.tolist(), predicted.tolist(), strict=True)
+    confused = Counter((names[i], names[k]) for i, k in pairs if i != k).most_common(5)
+    worst = [f"{name} for {other} ({n})" for (name, other), n in confused]
+    print(f"mistaken most often: {', '.join(worst) or 'none'}")
+
+    mistakes = find_mistakes(labels, logits)
+    titles = [f"{names[labels[i]]}\n→ {names[k]}, {100 * sure:.0f} %" for i, k, sure in mistakes]
+    plot_images(folder / "mistakes.png", images[[i for i, _, _ in mistakes]], titles)
+    plot_matrix(folder / "confusions.png", np.array(found["confusions"]), names)
+    return found
+
+
 # ------------------------------------------------------------------------------------ the script
 
 
 # fmt: off
 def get_parser():
     """Build the command line."""
-    parser = make_parser(SCRIPT, __doc__)
-    some, positive, seed = number(int, 1), number(float, 1e-12), number(int, 0, 2**32 - 1)
-
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="auto", choices=NAMES, help=(
-        "what to tell apart; auto: EMNIST from --data-dir, else downloaded, else the built-in "
-        "glyphs; folder: your own pictures, in --data-dir one folder per class in train/ and in "
-        "test/"))
-    group.add_argument("--data-dir", default="data", help="where datasets are, or go to")
-    group.add_argument("--split", default="balanced", choices=EMNIST_SPLITS, help="EMNIST's split")
-    group.add_argument("--glyphs", type=some, default=20_000,
-                       help="how many glyphs to make; for the test a fifth of that")
-    group.add_argument("--size", type=number(int, 8), help=(
-        "side in pixels to resize to (default: as stored; 32 for a folder)"))
-    group.add_argument("--shift", type=number(int, 0), default=2,
-                       help="augmentation: move each picture by up to so many pixels")
-    group.add_argument("--no-flip", dest="flip", action="store_false", help=(
-        "augmentation: don't mirror; cifar10 and folder are mirrored else, characters never are"))
+    group.add_argument("--dataset", default="auto", choices=NAMES,
+                       help="auto: EMNIST, from disk or downloaded, else the built-in glyphs; "
+                            "folder: your own, in --data-dir one folder per class in train/ and "
+                            "in test/ (default: %(default)s)")
+    group.add_argument("--data-dir", default="data",
+                       help="where datasets are, or are downloaded to (default: %(default)s)")
+    group.add_argument("--split", default="balanced", choices=EMNIST_SPLITS,
+                       help="EMNIST's split (default: %(default)s)")
+    group.add_argument("--glyphs", type=positive_int, default=20_000,
+                       help="how many glyphs to draw; for the test a fifth of that "
+                            "(default: %(default)s)")
+    group.add_argument("--size", type=number(int, 8),
+                       help="side in pixels to resize to (default: as stored; 32 for a folder)")
+    group.add_argument("--no-flip", dest="flip", action="store_false",
+                       help="don't mirror; cifar10 and folder are mirrored at random otherwise, "
+                            "characters never are")
+
     group = parser.add_argument_group("model")
     group.add_argument("--width", type=number(float, 0.02, 32), default=1.0,
-                       help="scale of all channels; 2 suits photos")
+                       help="scales all channels; 2 suits photos (default: %(default)s)")
+
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=some, default=10, help="passes over the data")
-    group.add_argument("--batch-size", type=number(int, 2), default=128, help="of each process")
-    group.add_argument("--lr", type=positive, default=0.1, help="peak of the learning rate")
-    group.add_argument("--weight-decay", type=number(float, 0), default=5e-4,
-                       help="pull of the weights to zero; biases and BatchNorm are left alone")
-    group.add_argument("--label-smoothing", type=number(float, 0, 0.99), default=0.1,
-                       help="share of the label that is spread over all classes")
-    group.add_argument("--seed", type=seed, default=0, help="same seed, same machine, same result")
+    group.add_argument("--epochs", type=positive_int, default=10,
+                       help="passes over the data (default: %(default)s)")
+    group.add_argument("--batch-size", type=number(int, 2), default=128,
+                       help="images in a batch of each process (default: %(default)s)")
+    group.add_argument("--lr", type=positive_float, default=0.1,
+                       help="peak of the learning rate (default: %(default)s)")
+    group.add_argument("--seed", type=seed_int, default=0,
+                       help="same seed, same machine, same result (default: %(default)s)")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
+    group.add_argument("--device", metavar="NAME", help="any other device: mps, xpu, cuda:1")
     group.add_argument("--amp", action="store_true", help="mixed precision, bfloat16")
-    group.add_argument("--compile", action="store_true", help="torch.compile the network")
+
     group = parser.add_argument_group("output")
     group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
-    group.add_argument("--resume", metavar="RUN", help="go on from a run's last checkpoint")
-    group.add_argument("--checkpoint-every", type=some, default=1, help="epochs per checkpoint")
-    group.add_argument("--tensorboard", action="store_true", help="show it while it goes on")
-    group.add_argument("--dry-run", action="store_true", help="one batch, to see if all works")
+    group.add_argument("--resume", metavar="RUN", help="go on after a run's last whole epoch")
+    group.add_argument("--tensorboard", action="store_true", help="write TensorBoard's events too")
+    group.add_argument("--dry-run", action="store_true", help="one batch, to see that all works")
     return parser
 # fmt: on
 
 
 def load_halves(args):
     """Load the training and the test half of a dataset, which must have the same classes."""
-    rest = {"split": args.split, "size": args.size}
-    train_half = load_dataset(args.dataset, args.data_dir, True, **rest, glyphs=args.glyphs)
+    options = {"split": args.split, "size": args.size}
     fifth = max(1, args.glyphs // 5)
-    test_half = load_dataset(train_half.name, args.data_dir, False, **rest, glyphs=fifth)
+    train_half = load_dataset(args.dataset, args.data_dir, True, glyphs=args.glyphs, **options)
+    test_half = load_dataset(train_half.name, args.data_dir, False, glyphs=fifth, **options)
     odd = sorted(set(train_half.classes) ^ set(test_half.classes))
     if odd:
         raise UserError(f"{odd[0]} is in one of train/ and test/ only: both need every class")
@@ -332,7 +452,7 @@ def make_optimizer(network, args):
     """Make SGD with Nesterov momentum; a pull to zero suits weights, not biases and BatchNorm."""
     weights = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": args.weight_decay}, {"params": others}]
+    groups = [{"params": weights, "weight_decay": WEIGHT_DECAY}, {"params": others}]
     return torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True, fused=True)
 
 
@@ -344,102 +464,100 @@ def main(argv=None):
     :rtype: dict
     :raises UserError: for a mistake in the arguments or the data
     """
+    started = time.time()
     parser = get_parser()
     args = parser.parse_args(argv)
-    state = load_checkpoint(args.resume, SCRIPT) if args.resume else None
-    if state:
-        args = resume_args(parser, argv, state["args"], FREE)
+    state = None
+    if args.resume:
+        state = load_checkpoint(args.resume, SCRIPT)
+        args = resume_args(parser, argv, state["args"], CHANGEABLE_ON_RESUME)
     elif args.dry_run:
-        args.epochs, args.batch_size, args.glyphs = 1, min(args.batch_size, 16), 310
+        args.epochs = 1
+        args.batch_size = min(args.batch_size, 16)
+        args.glyphs = 310
         args.dataset = "glyphs" if args.dataset == "auto" else args.dataset
 
-    device, world = set_up(args.cuda, args.seed), ranks()[1]
+    device = set_up(args.cuda, args.seed, args.device)
     train_half, test_half = load_halves(args)
-    args.dataset, names = train_half.name, train_half.classes
+    args.dataset = train_half.name  # "auto" is decided once
     args.flip = args.flip and args.dataset in PHOTOS
     if args.dry_run:
         test_half = test_half._replace(images=test_half.images[:64], labels=test_half.labels[:64])
-    images, labels = train_half.images.to(device), train_half.labels.to(device)
-    test_data = test_half.images.to(device), test_half.labels.to(device)
-    if len(images) < args.batch_size * world:
+    names = train_half.classes
+    images = train_half.images.to(device)
+    labels = train_half.labels.to(device)
+    test_images = test_half.images.to(device)
+    test_labels = test_half.labels.to(device)
+    if len(images) < args.batch_size * ranks()[1]:
         raise UserError(f"{len(images)} images don't fill one batch: lower --batch-size")
-    mean, std = describe_pixels(images)
 
-    folder = open_run(SCRIPT, args.out, args.resume, args.tensorboard)
     network = make_network(images.shape[1], len(names), args.width)
-    # Channels last: the layout in which convolutions and BatchNorm are fastest.
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device, memory_format=torch.channels_last)  # in which convolutions are fastest
+    speed_up_linear(network)
     optimizer = make_optimizer(network, args)
-    data = {"images": len(images), "shape": list(images.shape[1:]), "classes": names}
-    epoch, history, progress, started = 1, [], dict(START), time.time()
+    pixels = describe_pixels(images)
+    history = []
     if state:
+        data = {"images": len(images), "shape": list(images.shape[1:]), "classes": names}
         if any(state[key] != value for key, value in data.items()):
             raise UserError(f"{args.data_dir} isn't the data of this run: give another --data-dir")
         restore({"network": network, "optimizer": optimizer}, state)
-        epoch, history, progress = state["epoch"], state["history"], state["progress"]
-        mean, std, started = state["mean"], state["std"], started - state["seconds"]
-        if progress["done"] and state["world"] != world:
-            progress = dict(START)
-            if is_first():
-                print(f"another number of processes: epoch {epoch} begins anew")
-    fast = torch.compile(network) if args.compile else network
+        pixels = (state["mean"], state["std"])
+        history = state["history"]
+        started -= state["seconds"]
+
+    folder = open_run(SCRIPT, args.out, args.resume)
+    if is_first() and args.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(folder / "tensorboard", purge_step=len(history) + 1)
 
     def save():
-        if is_first():
-            state = {"script": SCRIPT, "layers": to_plain(network), "network": network.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), "args": vars(args), "world": world}
-            state |= {"mean": mean, "std": std, "epoch": epoch, "history": history, **data}
-            state |= {"progress": progress, "seconds": time.time() - started}
-            write_csv(folder / "metrics.csv", history)
-            save_checkpoint(folder / "checkpoint.pt", state)
+        """Write what --resume, and whoever explains the network, needs."""
+        state = {
+            "script": SCRIPT,
+            "args": vars(args),
+            "images": len(images),
+            "shape": list(images.shape[1:]),
+            "classes": names,
+            "mean": pixels[0],
+            "std": pixels[1],
+            "history": history,
+            "seconds": time.time() - started,
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        save_checkpoint(folder / "checkpoint.pt", state)
 
-    with watching_signals() as stop:
-        if not state:
-            save()  # from here on a run that is killed can be resumed
-        while epoch <= args.epochs and not stop():
-            before, began = progress["done"], time.time()
-            train(fast, optimizer, images, labels, mean, std, args, stop, progress, epoch)
-            steps = progress["done"]
-            if not np.isfinite(progress["loss"]):
+    if is_first():
+        save()  # from here on a run that is killed can be resumed
+    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
+        for epoch in range(len(history) + 1, args.epochs + 1):
+            row = train(network, optimizer, images, labels, pixels, args, epoch)
+            if not np.isfinite(row["train_loss"]):
                 raise UserError(f"no finite loss in epoch {epoch}: start again, smaller --lr")
-            if not progress["whole"]:
-                break  # a signal came
-            speed = (steps - before) * args.batch_size * world / (time.time() - began)
-            row = {"epoch": epoch, "train_loss": progress["loss"] / steps}
-            if is_first():
-                row |= test(fast, *test_data, mean, std, epoch)[0]
-                print(f"epoch {epoch:3d}   train loss {row['train_loss']:.3f}   "
-                      f"test loss {row['test_loss']:.3f}   "
-                      f"test accuracy {100 * row['test_accuracy']:.2f} %   {speed:,.0f} images/s",
-                      flush=True)  # fmt: skip
-            history.append(row | {"images_per_second": round(speed, 1)})
-            epoch, progress = epoch + 1, dict(START)
-            if epoch > args.epochs or (epoch - 1) % args.checkpoint_every == 0:
-                save()
-        if stop.signum:
+            if not is_first():
+                continue
+            row.update(test(network, test_images, test_labels, pixels, epoch)[0])
+            history.append(row)
+            print(f"epoch {epoch:3d}   train loss {row['train_loss']:.3f}   "
+                  f"test loss {row['test_loss']:.3f}   "
+                  f"test accuracy {100 * row['test_accuracy']:.2f} %   "
+                  f"{row['images_per_second']:,.0f} images/s", flush=True)  # fmt: skip
+            write_csv(folder / "metrics.csv", history)
+            if args.tensorboard:
+                for name, value in row.items():
+                    writer.add_scalar(name, value, epoch)
             save()
-            raise Interrupted(f"stopped in epoch {epoch} and saved; go on with: python {SCRIPT}.py "
-                              f"--resume {folder}", stop.signum)  # fmt: skip
     if not is_first():
         return {}
-    logits = test(fast, *test_data, mean, std, args.epochs)[1].cpu()
-    labels, predicted = test_half.labels, logits.argmax(1)
-    found = judge(labels, predicted, names)
-    if "merged_accuracy" in found:
-        print(f"test accuracy {100 * found['merged_accuracy']:.2f} % on "
-              f"{found['merged_classes']} classes, with the cases that look alike merged as "
-              "EMNIST's balanced does")  # fmt: skip
-    both = zip(labels.tolist(), predicted.tolist(), strict=True)
-    confused = Counter((names[i], names[k]) for i, k in both if i != k)
-    pairs = [f"{name} for {other} ({n})" for (name, other), n in confused.most_common(5)]
-    print(f"mistaken most often: {', '.join(pairs) or 'none'}")
-    mistakes = find_mistakes(labels, logits)
-    titles = [f"{names[labels[i]]}\n→ {names[k]}, {100 * sure:.0f} %" for i, k, sure in mistakes]
-    plot_pictures(folder / "mistakes.png", test_half.images[[i for i, *_ in mistakes]], titles)
-    plot_matrix(folder / "confusions.png", np.array(found["confusions"]), names)
+
+    _, logits = test(network, test_images, test_labels, pixels, args.epochs)
+    found = show_mistakes(folder, test_half.images, test_half.labels, logits.cpu(), names)
     plot_curves(folder / "curves.png", history, [("train_loss", "test_loss"), ("test_accuracy",)])
-    return finish(folder, SCRIPT, args, argv, args.dataset, device, started, epochs=history,
-                  **found)  # fmt: skip
+    print(f"look at  {folder}/confusions.png, mistakes.png and curves.png")
+    return write_metrics(folder, args, argv, started, device, script=SCRIPT, dataset=args.dataset,
+                         epochs=history, **found)  # fmt: skip
 
 
 if __name__ == "__main__":
