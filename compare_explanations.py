@@ -1,64 +1,75 @@
 """Which explanation should one believe? Measure all of them on the same photos.
 
-A map ranks the pixels of a photo x. Take pixels away in that order (deletion), or put them into an
-empty picture (insertion), and watch the probability p of the class (RISE, Petsiuk et al. 2018,
-arXiv 1806.07421):
+A map ranks the pixels of a photo x. Take pixels away in that order (deletion), or
+put them into an empty image (insertion), and watch the probability p of the class
+(RISE, Petsiuk et al. 2018, arXiv 1806.07421):
 
-    deletion = integral of p(x without the top a) da, insertion = integral of p(only the top a) da
+    deletion = integral of p(x without the top a) da
+    insertion = integral of p(only the top a) da
 
     python compare_explanations.py --image sample:coffee sample:cat
 
-A good map has a low deletion and a high insertion area. Beside them: the smallest part of the photo
-whose loss costs 90 % of p (Fong & Vedaldi 2017, arXiv 1704.03296), how much the map changes when
-the photo hardly does (max-sensitivity, Yeh et al. 2019, arXiv 1901.09392), whether it does when the
-network's weights become random (Adebayo et al. 2018, arXiv 1810.03292) or another class is asked
-for, and what it costs. Maps that know nothing of the network come first: without theirs, no number
-means anything.
+A good map has a low deletion and a high insertion area. Beside them: the smallest
+fraction of the photo whose loss costs 90 % of p (Fong & Vedaldi 2017, arXiv
+1704.03296), how much the map changes when the photo hardly does (max-sensitivity,
+Yeh et al. 2019, arXiv 1901.09392), whether it does when the network's weights
+become random (Adebayo et al. 2018, arXiv 1810.03292) or another class is asked
+for, and what it costs. Maps that know nothing of the network come first: without
+theirs, no number means anything.
 
-On one CPU core a photo takes a minute; the checks of the first --sanity photos five more.
+On one CPU core a photo takes a minute; the checks of the first --sanity photos
+take five more.
 
-Differences from the papers: pixels are taken away in 28 steps and replaced by a blur (10 px at 224)
-and by the photo's mean colour, both areas averaged; random weights keep each layer's mean and
-standard deviation, so that activations stay finite without BatchNorm.
+Differences from the papers: pixels are taken away in 28 steps and replaced by a
+blur (10 px at 224) and by the photo's mean colour, both areas averaged; random
+weights keep each layer's mean and standard deviation, so that activations stay
+finite without BatchNorm.
 """
 
+import argparse
 import copy
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
-from skimage.metrics import structural_similarity
 from torch import nn
 from torch.nn import functional as F
 
 import explain_perturb
 import smoothgrad
-from common.checkpoint import resume_args
 from common.classifiers import find_class, load_classifier
-from common.deletion import area, blur, make_reference, probability_curve, smallest_area
 from common.device import is_first, make_rng, set_up
-from common.errors import Interrupted, exit_code, make_parser, number
-from common.gallery import explain_photos, load_arguments, report_failures, save_arguments, say
-from common.panels import draw_cascade, draw_curves, map_sheet
-from common.photos import SAMPLES, find_photos, read_photo
-from common.run import finish, open_run, replacing, watching_signals
-from common.tables import summarise, write_tables
+from common.errors import exit_code, interruptible, number, seed_int
+from common.images import save_figure, to_line
+from common.photos import (
+    SAMPLES,
+    explain_photos,
+    find_photos,
+    load_arguments,
+    read_photo,
+    report_failures,
+    save_arguments,
+    say,
+)
+from common.run import open_run, replacing, resume_args, write_csv, write_metrics
 
-SCRIPT = "compare_explanations"
-CHUNK = 16  # pictures at once; on a CPU 8 take a third more time each
-NOISE = 0.15  # sigma of SmoothGrad, in parts of the photo's range
+SCRIPT = Path(__file__).stem
+CHUNK = 16  # images computed at once; on a CPU 8 take a third more time each
+NOISE = 0.15  # sigma of SmoothGrad, as a fraction of the photo's range
 NUDGE = 0.02  # max-sensitivity: how far a pixel may move, of [0, 1]
 STAGES = 3  # of the cascade of random weights, from the top layer to all
+STEPS = 28  # of the deletion and insertion curves
+LEFT = 0.1  # fraction of the probability at which the class counts as suppressed
 COLUMNS = {  # of the table, and which end of each is the good one
     "deletion": "low", "insertion": "high", "smallest area": "low", "sensitivity": "low",
     "random weights": "low", "other class": "low", "seconds": "low", "evaluations": "low",
 }  # fmt: skip
-FREE = {"image", "cuda", "resume"}  # what --resume may change
+CHANGEABLE_ON_RESUME = {"image", "cuda", "device", "resume"}
 
 
 # ------------------------------------------------------------- maps that don't know the network
@@ -72,14 +83,15 @@ def random_map(network, x, target, rng):
 def centre_map(network, x, target, rng):
     """Rank the pixels by their distance from the centre, where photographers put things."""
     side = torch.linspace(-1, 1, x.shape[-1], device=x.device)
-    return torch.exp(-2 * (side[:, None] ** 2 + side**2))
+    return torch.exp(-2 * (side.view(-1, 1) ** 2 + side.view(1, -1) ** 2))
 
 
 def edge_map(network, x, target, rng):
     """Rank the pixels by the length of the brightness's gradient (Sobel's filter)."""
     sobel = torch.tensor([[1.0, 2, 1], [0, 0, 0], [-1, -2, -1]], device=x.device)
     grey = F.pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    return F.conv2d(grey, torch.stack([sobel, sobel.T])[:, None]).norm(dim=1)[0]
+    across_and_down = torch.stack([sobel, sobel.T]).unsqueeze(1)  # (2, 1, 3, 3)
+    return F.conv2d(grey, across_and_down).norm(dim=1)[0]
 
 
 def brightness_map(network, x, target, rng):
@@ -141,86 +153,62 @@ def plain(explain):
     """Turn a signed map of smoothgrad.py into a ranking of pixels."""
 
     def rank(network, x, target, rng):
-        gradient = partial(smoothgrad.input_gradient, network)
-        return smoothgrad.over_channels(explain(gradient, x, target))[0]
+        return smoothgrad.over_channels(explain(network, x, target))[0]
 
     return rank
 
 
 class Smooth(NamedTuple):
-    """A ranking of pixels by the mean of a map over noisy copies; methods may share the mean."""
+    """A ranking of pixels by the mean of a map of smoothgrad.py over noisy copies.
 
-    mean: Callable  # from network, photo, target and generator to Maps
+    Methods that differ in ``reduce`` only share their noisy copies.
+    """
+
+    explain: Callable
+    samples: int = 50
     reduce: str = "signed"
 
-    def __call__(self, network, x, target, rng):
-        return self.read(self.mean(network, x, target, rng))
+    def average(self, network, x, target, rng):
+        """Compute the means over noisy copies."""
+        return smoothgrad.average_maps(
+            network, x, target, NOISE, self.samples, self.explain, CHUNK, rng
+        )
 
-    def read(self, maps):
+    def rank(self, means):
         """Rank the pixels by the mean of the map, of its absolute value or of its square."""
-        return smoothgrad.over_channels(maps.get(self.reduce))[0].float()
+        return smoothgrad.over_channels(means.get(self.reduce))[0].float()
 
 
-def noisy(explain, samples=50):
-    """Average a map of smoothgrad.py over noisy copies."""
-
-    def mean(network, x, target, rng):
-        one = partial(explain, partial(smoothgrad.input_gradient, network))
-        *_, maps = smoothgrad.smoothgrad(one, x, target, NOISE, samples, CHUNK, rng)
-        return maps
-
-    return mean
-
-
-def call(gradient, x, target):
-    """Give the gradient itself."""
-    return gradient(x, target)
-
-
-def times_input(gradient, x, target):
-    """Multiply the gradient by the pixels."""
-    return gradient(x, target) * x
-
-
-def integrated(gradient, x, target, steps=64):
-    """Integrate the gradient, from black."""
-    black = torch.zeros_like(x[:1])
-    return smoothgrad.integrated_gradients(gradient, black, steps, CHUNK, x, target)
-
-
-def perturbation(*flags):
+def perturbation(**settings):
     """Learn masks with explain_perturb.py, and rank the pixels by how soon they are deleted."""
-    args = explain_perturb.get_parser().parse_args(flags)
+    settings = explain_perturb.Settings(**settings)
 
     def rank(network, x, target, rng):
-        reference = make_reference(args.reference, x, args.blur * x.shape[-1] / 224, rng)
-        game = explain_perturb.Game(network, x, reference, target, args)
-        theta = game.start()
-        for _ in explain_perturb.optimise(game, theta, args, rng):
-            pass
-        return explain_perturb.find_answer(game, 0, theta, before=1.0)[1]
+        game = explain_perturb.Game(network, x, target, settings, rng)
+        *_, (maps, _) = explain_perturb.minimise(game)
+        return explain_perturb.find_answer(game, 0, maps, before=1.0).ranking
 
     return rank
 
 
-gradients = noisy(call)
+integrated = partial(smoothgrad.integrated_gradients, steps=64, chunk=CHUNK)
 METHODS = {
     "random": random_map,
     "centre": centre_map,
     "edges": edge_map,
     "brightness": brightness_map,
-    "gradient": plain(call),
-    "gradient x input": plain(times_input),
-    "SmoothGrad signed": Smooth(gradients),
-    "SmoothGrad abs": Smooth(gradients, "abs"),
-    "SmoothGrad squared": Smooth(gradients, "squared"),
-    "gradient x input, smooth": Smooth(noisy(times_input)),
+    "gradient": plain(smoothgrad.gradient),
+    "gradient x input": plain(smoothgrad.gradient_x_input),
+    "SmoothGrad signed": Smooth(smoothgrad.gradient),
+    "SmoothGrad abs": Smooth(smoothgrad.gradient, reduce="abs"),
+    "SmoothGrad squared": Smooth(smoothgrad.gradient, reduce="squared"),
+    "gradient x input, smooth": Smooth(smoothgrad.gradient_x_input),
     "Integrated Gradients": plain(integrated),
-    "Integrated Gradients, smooth": Smooth(noisy(partial(integrated, steps=8), samples=16)),
+    "Integrated Gradients, smooth": Smooth(partial(integrated, steps=8), samples=16),
     "Guided Backpropagation": plain(smoothgrad.guided_backprop),
-    "Guided Backpropagation, smooth": Smooth(noisy(smoothgrad.guided_backprop)),
-    "perturbation, deletion": perturbation("--regularizer", "tv", "--game", "deletion"),
-    "perturbation, areas": perturbation("--regularizer", "area", "--game", "deletion"),
+    "Guided Backpropagation, smooth": Smooth(smoothgrad.guided_backprop),
+    "perturbation, deletion": perturbation(regularizer="tv", game="deletion"),
+    "perturbation, areas": perturbation(regularizer="area", game="deletion"),
     "perturbation, nested": perturbation(),
     "Grad-CAM": grad_cam,
     "RISE": rise,
@@ -228,7 +216,73 @@ METHODS = {
 BLIND = ("random", "centre", "edges", "brightness")
 
 
-# ------------------------------------------------------------------------------------ the metrics
+# ------------------------------------------------------------------------------- curves and areas
+
+
+@torch.no_grad()
+def probability_curve(network, x, target, heat, fill, insertion=False):
+    """Take pixels away in the order of a map, or put them back, and watch the probability.
+
+    :param torch.nn.Module network: from pixels in [0, 1] to logits
+    :param torch.Tensor x: the photo, (1, C, H, W)
+    :param torch.Tensor target: the class, (1,)
+    :param torch.Tensor heat: the map, (H, W); the largest value goes first, ties in reading order
+    :param torch.Tensor fill: what is there without the photo, (1, C, H, W)
+    :param bool insertion: begin with ``fill`` and put the photo's pixels in
+    :return: the probability after 0, 1/28, ... 28/28 of the pixels
+    :rtype: numpy.ndarray
+    """
+    order = heat.flatten().argsort(descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=x.device)
+    counts = torch.linspace(0, len(order), STEPS + 1, device=x.device).round()
+    changed = (rank < counts.view(-1, 1)).view(-1, 1, *heat.shape)  # (29, 1, H, W)
+    images = torch.where(changed, x, fill) if insertion else torch.where(changed, fill, x)
+    return network(images).softmax(1)[:, target[0]].cpu().numpy()
+
+
+def area(curve):
+    """Integrate a curve over the fraction of the pixels, from 0 to 1, by the trapezoidal rule."""
+    return float((curve[1:] + curve[:-1]).mean() / 2)
+
+
+def smallest_area(curve):
+    """Find the fraction of the pixels after whose loss 10 % of the probability are left.
+
+    :param numpy.ndarray curve: of a deletion
+    :return: from 0 to 1, interpolated; 1 if it never falls so low
+    :rtype: float
+    """
+    low = np.flatnonzero(curve <= LEFT * curve[0])
+    if not len(low):
+        return 1.0
+    i = low[0]
+    fraction = (curve[i - 1] - LEFT * curve[0]) / (curve[i - 1] - curve[i])
+    return float((i - 1 + fraction) / (len(curve) - 1))
+
+
+def measure_curves(network, x, target, heat, fills):
+    """Measure how well a map ranks the pixels.
+
+    :param torch.Tensor heat: the map, (H, W)
+    :param dict fills: by name, what takes the photo's place, (1, C, H, W) each
+    :return: deletion and insertion, their curves, and the smallest area
+    :rtype: dict
+    """
+    row = {}
+    for game in ("deletion", "insertion"):
+        areas = []
+        for name, fill in fills.items():
+            curve = probability_curve(network, x, target, heat, fill, game == "insertion")
+            row[f"{game} curve, {name}"] = [round(float(p), 5) for p in curve]
+            row[f"{game}, {name}"] = area(curve)
+            areas.append(area(curve))
+        row[game] = sum(areas) / len(areas)
+    row["smallest area"] = smallest_area(np.array(row["deletion curve, blur"]))
+    return row
+
+
+# ---------------------------------------------------------------------------------- sanity checks
 
 
 def nudge(x, rng):
@@ -274,97 +328,290 @@ def similarity(a, b):
     :return: each at most 1; the SSIM is that of maps scaled to [0, 1] by their 99th percentile
     :rtype: tuple[float, float]
     """
-    a, b = (m.double().cpu().numpy() for m in (a, b))
+    from scipy.stats import spearmanr
+    from skimage.metrics import structural_similarity
+
+    a = a.double().cpu().numpy()
+    b = b.double().cpu().numpy()
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0, 0.0  # a map of one value ranks nothing
     rank = float(spearmanr(a.ravel(), b.ravel()).statistic)
-    a, b = (np.clip((m - m.min()) / (np.percentile(m, 99) - m.min() + 1e-30), 0, 1) for m in (a, b))
-    return rank, float(structural_similarity(a, b, data_range=1.0))
+    return rank, float(structural_similarity(to_unit(a), to_unit(b), data_range=1.0))
 
 
-# ------------------------------------------------------------------------------- photo by photo
+def to_unit(heat):
+    """Scale a map, an array, to [0, 1], from its smallest value to its 99th percentile."""
+    low = heat.min()
+    high = np.percentile(heat, 99)
+    return np.clip((heat - low) / (high - low + 1e-30), 0, 1)
 
 
-def rank_pixels(args, folder, stop, network, x, target):
+# ----------------------------------------------------------------------------------- photo by photo
+
+
+def rank_pixels(args, network, x, target):
     """Make the maps of all methods; where some share a mean, each counts as if it were alone.
 
-    :param Stop stop: its ``signum`` is the signal that came, if one did
-    :return: by method the map, (H, W), the seconds, and the pictures evaluated
+    :return: by method the map, (H, W), the seconds, and the images evaluated
     :rtype: dict[str, tuple[torch.Tensor, float, int]]
-    :raises Interrupted: if a signal came
     """
-    found, shared, evaluations = {}, {}, []
+    found = {}
+    shared = {}  # means over noisy copies, and what they cost
+    evaluations = []
     counter = network.register_forward_pre_hook(lambda _, x: evaluations.append(len(x[0])))
     try:
         for name in args.methods:
-            if stop.signum:
-                command = f"python {SCRIPT}.py --resume {folder}"
-                raise Interrupted(f"stopped; go on: {command}", stop.signum)
             method = METHODS[name]
-            compute = method.mean if isinstance(method, Smooth) else method
-            if compute not in shared:
+            smooth = isinstance(method, Smooth)
+            key = (method.explain, method.samples) if smooth else name
+            if key not in shared:
                 evaluations.clear()
-                began, rng = time.time(), make_rng(x.device, args.seed, 0)
-                made = compute(network, x, target, rng)
-                shared[compute] = made, time.time() - began, sum(evaluations)
-            made, *cost = shared[compute]
-            found[name] = (method.read(made) if isinstance(method, Smooth) else made, *cost)
+                began = time.time()
+                compute = method.average if smooth else method
+                made = compute(network, x, target, make_rng(x.device, args.seed, 0))
+                shared[key] = (made, time.time() - began, sum(evaluations))
+            made, seconds, count = shared[key]
+            found[name] = (method.rank(made) if smooth else made, seconds, count)
     finally:
         counter.remove()
     return found
 
 
-def explain_photo(classifier, args, folder, stop, sanity, photo, stem):
+def check_sanity(args, network, x, target, other, found):
+    """Make the checks that need many maps.
+
+    :param torch.Tensor other: another class, (1,)
+    :param dict found: as from :func:`rank_pixels`
+    :return: by method, columns of the table
+    :rtype: dict[str, dict]
+    """
+    rng = make_rng(x.device, args.seed, 1)
+    moved = [rank_pixels(args, network, nudge(x, rng), target) for _ in range(2)]
+    others = rank_pixels(args, network, x, other)
+    cascade = []
+    for stage in range(1, STAGES + 1):
+        randomised = randomise(network, stage, make_rng("cpu", args.seed))
+        cascade.append(rank_pixels(args, randomised, x, target))
+    rows = {}
+    for name, (heat, _, _) in found.items():
+        pairs = [similarity(heat, maps[name][0]) for maps in cascade]
+        rows[name] = {
+            "sensitivity": max_sensitivity(heat, [maps[name][0] for maps in moved]),
+            "other class": similarity(heat, others[name][0])[0],
+            "random weights, rank": [rank for rank, _ in pairs],
+            "random weights, SSIM": [ssim for _, ssim in pairs],
+            "random weights": pairs[-1][0],
+        }
+    return rows
+
+
+def explain_photo(classifier, args, folder, sanity, photo, stem):
     """Measure every method on one photo.
 
     :param bool sanity: whether to make the costly checks as well
+    :param str photo: a file or ``sample:NAME``
     :param str stem: what the file of this photo's maps is called
     :return: its record in metrics.json
-    :raises Interrupted: if a signal came
+    :rtype: dict
     """
-    network, started, device = classifier.network, time.time(), classifier.device
-    x = read_photo(photo, classifier.resize, classifier.size, classifier.channels).to(device)
+    started = time.time()
+    network = classifier.network
+    x = read_photo(photo, classifier.resize, classifier.size, classifier.channels)
+    x = x.to(classifier.device)
     with torch.no_grad():
         probabilities = network(x).softmax(1)[0]
-    rank = probabilities.argsort(descending=True).tolist()
-    label = rank[0] if args.target is None else find_class(classifier.classes, args.target)
-    second = rank[1] if rank[0] == label else rank[0]
-    target, other = (torch.tensor([index], device=device) for index in (label, second))
-    fills = {"blur": blur(x), "mean": x.mean((2, 3), keepdim=True).expand_as(x)}
-    explain = partial(rank_pixels, args, folder, stop)
-    rows, heats = {}, {"photo": x[0].cpu().numpy()}
-    found = explain(network, x, target)
+    ranked = probabilities.argsort(descending=True).tolist()
+    label = ranked[0] if args.target is None else find_class(classifier.classes, args.target)
+    target = torch.tensor([label], device=x.device)
+
+    found = rank_pixels(args, network, x, target)
+    fills = {"blur": smoothgrad.blur(x), "mean": x.mean((2, 3), keepdim=True).expand_as(x)}
+    rows = {}
+    arrays = {"photo": x[0].cpu().numpy()}
     for name, (heat, seconds, evaluations) in found.items():
-        rows[name] = row = {"seconds": seconds, "evaluations": evaluations}
-        for game in ("deletion", "insertion"):
-            for fill, picture in fills.items():
-                curve = probability_curve(network, x, target, heat, picture, game == "insertion")
-                row[f"{game} curve, {fill}"] = [round(float(p), 5) for p in curve]
-                row[f"{game}, {fill}"] = area(curve)
-            row[game] = (row[f"{game}, blur"] + row[f"{game}, mean"]) / 2
-        row["smallest area"] = smallest_area(np.array(row["deletion curve, blur"]))
-        heats[name] = heat.cpu().numpy().astype(np.float32)
+        rows[name] = {"seconds": seconds, "evaluations": evaluations}
+        rows[name].update(measure_curves(network, x, target, heat, fills))
+        arrays[name] = heat.cpu().numpy().astype(np.float32)
     if sanity:
-        rng = make_rng(device, args.seed, 1)
-        moved = [explain(network, nudge(x, rng), target) for _ in range(2)]
-        others = explain(network, x, other)
-        cascade = [explain(randomise(network, stage, make_rng("cpu", args.seed)), x, target)
-                   for stage in range(1, STAGES + 1)]  # fmt: skip
-        for name, row in rows.items():
-            heat = found[name][0]
-            row["sensitivity"] = max_sensitivity(heat, [maps[name][0] for maps in moved])
-            row["other class"] = similarity(heat, others[name][0])[0]
-            pairs = [similarity(heat, maps[name][0]) for maps in cascade]
-            row["random weights, rank"] = [rank for rank, _ in pairs]
-            row["random weights, SSIM"] = [ssim for _, ssim in pairs]
-            row["random weights"] = pairs[-1][0]
+        second = ranked[1] if ranked[0] == label else ranked[0]
+        other = torch.tensor([second], device=x.device)
+        for name, row in check_sanity(args, network, x, target, other, found).items():
+            rows[name].update(row)
     with replacing(folder / "maps" / f"{stem}.npz") as part:
-        np.savez_compressed(part, **heats)
+        np.savez_compressed(part, **arrays)
     say(f"{photo}: {classifier.classes[label]} {probabilities[label]:.1%}")
-    return {"path": photo, "target": label, "class_name": classifier.classes[label],
-            "probability": float(probabilities[label]), "seconds": time.time() - started,
-            "evaluations": sum(row["evaluations"] for row in rows.values()),
-            "maps": f"maps/{stem}.npz", "methods": rows}  # fmt: skip
+    return {
+        "path": photo,
+        "target": label,
+        "class_name": classifier.classes[label],
+        "probability": float(probabilities[label]),
+        "seconds": time.time() - started,
+        "evaluations": sum(row["evaluations"] for row in rows.values()),
+        "maps": f"maps/{stem}.npz",
+        "methods": rows,
+    }
+
+
+# ---------------------------------------------------------------------------- the table, the plots
+
+
+def summarise(images, columns):
+    """Average the metrics over photos.
+
+    :param list[dict] images: the photos' records, each with "methods": metrics by method
+    :param list[str] columns: which metrics; a photo may lack some, and all but the first methods
+    :return: by method, by column, the mean, its standard error and the number of photos
+    :rtype: dict[str, dict[str, tuple[float, float, int]]]
+    """
+    table = {}
+    for name in images[0]["methods"]:
+        rows = [image["methods"][name] for image in images if name in image["methods"]]
+        table[name] = {}
+        for column in columns:
+            values = np.array([row[column] for row in rows if column in row], dtype=float)
+            if len(values):
+                error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+                table[name][column] = (float(values.mean()), float(error), len(values))
+    return table
+
+
+def to_markdown(table, columns, blind=()):
+    """Write the means as Markdown, the best of each column in bold.
+
+    Maps that are blind to the network can't win: that they never change is no merit.
+
+    :param dict table: as from :func:`summarise`
+    :param dict[str, str] columns: for each metric which end is the good one, "low" or "high"
+    :param tuple[str] blind: methods that can't win
+    :return: the table's lines
+    :rtype: list[str]
+    """
+    present = [c for c in columns if c in next(iter(table.values()))]
+    best = {}
+    for column in present:
+        means = [row[column][0] for name, row in table.items() if name not in blind]
+        best[column] = (max if columns[column] == "high" else min)(means, default=None)
+    lines = ["| method | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|"]
+    for name, row in table.items():
+        cells = []
+        for column in present:
+            mean, error, count = row[column]
+            text = f"{mean:.3f} ± {error:.3f}" if count > 1 else f"{mean:.3f}"
+            text = f"{mean:.0f}" if column == "evaluations" else text
+            won = name not in blind and mean == best[column]
+            cells.append(f"**{text}**" if won else text)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def write_tables(folder, table, columns, blind=()):
+    """Write the means as Markdown, see :func:`to_markdown`, and as CSV; print them.
+
+    :param pathlib.Path folder: the run folder
+    :param dict table: as from :func:`summarise`
+    :param dict[str, str] columns: for each metric which end is the good one, "low" or "high"
+    :param tuple[str] blind: methods that can't win
+    """
+    lines = to_markdown(table, columns, blind)
+    with replacing(folder / "table.md") as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = []
+    for name, cells in table.items():
+        row = {"method": name}
+        for column, (mean, error, count) in cells.items():
+            row.update({column: mean, f"{column} error": error, f"{column} n": count})
+        rows.append(row)
+    write_csv(folder / "table.csv", rows)
+    print("\n".join(lines))
+    high = [column for column, end in columns.items() if end == "high"]
+    print(f"high is good in {', '.join(high)}, low in the others; {', '.join(blind)} are blind to "
+          "the network and can't win")  # fmt: skip
+
+
+def draw_curves(path, images):
+    """Draw each method's mean deletion and insertion curve; atomically.
+
+    :param pathlib.Path path: the PNG file
+    :param list[dict] images: the records of compare_explanations.py
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    games = ("deletion", "insertion")
+    for axes, game in zip(figure.subplots(1, 2, sharey=True), games, strict=True):
+        for i, name in enumerate(images[0]["methods"]):
+            keys = [f"{game} curve, {fill}" for fill in ("blur", "mean")]
+            curves = [image["methods"][name][key] for image in images for key in keys]
+            fraction = np.linspace(0, 1, len(curves[0]))
+            style = ("-", "--", ":")[i // 10]
+            axes.plot(fraction, np.mean(curves, 0), style, label=name, color=f"C{i % 10}")
+        axes.set(xlabel=f"fraction of the pixels, {game}", ylabel="probability of the class")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save_figure(path, figure)
+
+
+def draw_cascade(path, images):
+    """Draw how alike maps stay while more and more layers get random weights; atomically.
+
+    :param pathlib.Path path: the PNG file
+    :param list[dict] images: the records of compare_explanations.py; only those with the check
+    """
+    images = [i for i in images if any("random weights" in m for m in i["methods"].values())]
+    if not images:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    kinds = ("rank", "SSIM")
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), kinds, strict=True):
+        for i, name in enumerate(images[0]["methods"]):
+            lines = [image["methods"][name][f"random weights, {kind}"] for image in images]
+            mean = [1, *np.mean(lines, 0)]
+            style = ("-", "--", ":")[i // 10]
+            axes.plot(np.linspace(0, 1, len(mean)), mean, style, marker=".", label=name,
+                      color=f"C{i % 10}")  # fmt: skip
+        axes.set(xlabel="fraction of the layers that is random, from the top",
+                 ylabel=f"similarity to the true map: {kind}")  # fmt: skip
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save_figure(path, figure)
+
+
+def map_sheet(path, files):
+    """Show photos in columns and the maps of each method in rows; atomically.
+
+    :param pathlib.Path path: the PNG file
+    :param dict[pathlib.Path, str] files: captions by .npz file, whose "photo" is (C, H, W) in
+        [0, 1] and whose other arrays are maps, (H, W)
+    """
+    from matplotlib.figure import Figure
+
+    photos = []
+    for file in files:
+        with np.load(file) as arrays:
+            photos.append(dict(arrays))
+    names = [name for name in photos[0] if name != "photo"]
+    blocks = max(1, round((len(names) / (len(photos) + 1.3)) ** 0.5))  # nearly a square
+    rows = -(-len(names) // blocks)
+    figure = Figure(figsize=(blocks * (len(photos) + 1.5), rows + 1.4), layout="constrained")
+    for i, block in enumerate(figure.subfigures(1, blocks, squeeze=False)[0]):
+        grid = block.subplots(rows + 1, len(photos), squeeze=False)
+        some = ["photo", *names[i * rows : (i + 1) * rows]]
+        for line, name in zip(grid, some, strict=False):  # the last block may have fewer
+            for axes, arrays in zip(line, photos, strict=True):
+                values = arrays[name]
+                if name == "photo":
+                    axes.imshow(values.transpose(1, 2, 0).squeeze(), cmap="gray")
+                else:
+                    high = np.percentile(values, 99)
+                    axes.imshow(values, cmap="inferno", vmin=values.min(), vmax=high)
+                axes.set(xticks=[], yticks=[])
+            label = name.replace(", ", ",\n").replace(" Back", "\nBack")
+            line[0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
+        for axes in grid[len(some) :].flat:
+            axes.set_visible(False)
+        for axes, caption in zip(grid[0], files.values(), strict=True):
+            axes.set_title(to_line(caption), fontsize=7, parse_math=False)
+    save_figure(path, figure)
 
 
 # ------------------------------------------------------------------------------------ the script
@@ -373,26 +620,35 @@ def explain_photo(classifier, args, folder, stop, sanity, photo, stem):
 # fmt: off
 def get_parser():
     """Build the command line."""
-    parser = make_parser(SCRIPT, __doc__)
-
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     group = parser.add_argument_group("data")
-    group.add_argument("--image", nargs="+", metavar="PATH", help=(
-        "pictures, or folders of them; sample:coffee and the like need no file"),
-        default=[f"sample:{name}" for name in SAMPLES])
+    group.add_argument("--image", nargs="+", metavar="PATH",
+                       default=[f"sample:{name}" for name in SAMPLES],
+                       help="pictures, or folders of them; sample:coffee, :cat, :rocket and "
+                            ":astronaut (default: these four) need no file")
+
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="efficientnet_lite0", help=(
-        "this one needs no download; a name of torchvision.models, timm/NAME, or a run of "
-        "train_classifier.py"))
-    group.add_argument("--target", help="class to explain, index or name; by default the top one")
+    group.add_argument("--model", default="efficientnet_lite0", metavar="NAME",
+                       help="efficientnet_lite0 needs no download; or any of torchvision.models, "
+                            "timm/NAME, or a run of train_classifier.py (default: %(default)s)")
+    group.add_argument("--target", help="class to explain, index or name (default: the top one)")
+
     group = parser.add_argument_group("method")
     group.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS),
-                       metavar="NAME", help=f"(default: all) {'; '.join(METHODS)}")
-    group.add_argument("--sanity", type=number(int, 0), default=4, metavar="N", help=(
-        "photos, from the first one on, on which the checks are made that need many maps: "
-        "sensitivity, random weights, another class"))
-    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0,
-                       help="same seed, same machine, same result")
+                       metavar="NAME", help=f"{'; '.join(METHODS)} (default: all)")
+    group.add_argument("--sanity", type=number(int, 0), default=4, metavar="N",
+                       help="photos, from the first one on, on which the checks are made that need "
+                            "many maps: sensitivity, random weights, another class "
+                            "(default: %(default)s)")
+    group.add_argument("--seed", type=seed_int, default=0,
+                       help="same seed, same machine, same result (default: %(default)s)")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
+    group.add_argument("--device", metavar="NAME", help="any other device: mps, xpu, cuda:1")
+
     group = parser.add_argument_group("output")
     group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
     group.add_argument("--resume", metavar="RUN", help="go on with the photos that a run lacks")
@@ -409,27 +665,31 @@ def main(argv=None):
     :rtype: dict
     :raises UserError: for a mistake in the arguments, or photos that can't be read
     """
-    parser, started = get_parser(), time.time()
+    started = time.time()
+    parser = get_parser()
     args = parser.parse_args(argv)
     if args.resume:
-        args = resume_args(parser, argv, load_arguments(args.resume, SCRIPT), FREE)
+        args = resume_args(parser, argv, load_arguments(args.resume, SCRIPT), CHANGEABLE_ON_RESUME)
     elif args.dry_run:
-        args.image, args.sanity = args.image[:1], 1
+        args.image = args.image[:1]
+        args.sanity = 1
         args.methods = ["random", "gradient", "Grad-CAM"]
     photos = find_photos(args.image)
-    device = set_up(args.cuda, args.seed)
+    device = set_up(args.cuda, args.seed, args.device)
     classifier = load_classifier(args.model, device)
     if args.target is not None:
         find_class(classifier.classes, args.target)  # a mistake in it is no single photo's fault
     folder = open_run(SCRIPT, args.out, args.resume)
     save_arguments(folder, SCRIPT, args)
-    costly = set(photos[: args.sanity])
+    if is_first():
+        (folder / "maps").mkdir(exist_ok=True)
+    checked = set(photos[: args.sanity])
 
     def explain(pairs):
         ((photo, stem),) = pairs
-        return [explain_photo(classifier, args, folder, stop, photo in costly, photo, stem)]
+        return [explain_photo(classifier, args, folder, photo in checked, photo, stem)]
 
-    with watching_signals() as stop:
+    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
         images, failed = explain_photos(photos, folder, explain)
     if not is_first():
         return {}
@@ -441,9 +701,11 @@ def main(argv=None):
         draw_cascade(folder / "random_weights.png", images)
         shown = {folder / image["maps"]: image["class_name"] for image in images[:8]}
         map_sheet(folder / "contact_sheet.png", shown)
-    found = finish(folder, SCRIPT, args, argv, f"{len(images)} photos", device, started, **found)
+        print(f"look at  {folder}/contact_sheet.png, curves.png and table.md")
+    metrics = write_metrics(folder, args, argv, started, device, script=SCRIPT,
+                            dataset=f"{len(images)} photos", **found)  # fmt: skip
     report_failures(failed, len(photos))
-    return found
+    return metrics
 
 
 if __name__ == "__main__":

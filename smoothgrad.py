@@ -1,30 +1,38 @@
-"""Show which pixels a classifier looks at: SmoothGrad (Smilkov et al. 2017, arXiv 1706.03825).
+"""Show which pixels a classifier looks at: SmoothGrad (arXiv 1706.03825).
 
-The gradient M of a class score S says which pixels matter, but from point to point it flickers.
-So average it over noisy copies of the photo x:
+The gradient M of a class score S says which pixels matter, but from point to
+point it flickers. So average it over noisy copies of the photo x (Smilkov et
+al. 2017):
 
     M(x) = dS/dx,    SmoothGrad(x) = 1/n sum_i M(x + e_i),    e_i ~ N(0, sigma^2)
 
-with sigma = noise * (max x - min x), in pixels from 0 to 1, the space that noise is added in.
+with sigma = noise * (max x - min x), in pixels from 0 to 1, the space that the
+noise is added in.
 
     python smoothgrad.py --image sample:coffee
 
-M may also be Guided Backpropagation (Springenberg et al. 2014, arXiv 1412.6806), which lets only
-positive gradients pass a ReLU, or Integrated Gradients IG (Sundararajan et al. 2017, arXiv
-1703.01365):
+M may also be Guided Backpropagation (Springenberg et al. 2014, arXiv 1412.6806),
+which lets only positive gradients pass a ReLU, or Integrated Gradients IG
+(Sundararajan et al. 2017, arXiv 1703.01365):
 
-    IG(x) = (x - b) * integral from 0 to 1 of M(b + a (x - b)) da,    sum IG = S(x) - S(b)
+    IG(x) = (x - b) * integral from 0 to 1 of M(b + a (x - b)) da
+    sum IG(x) = S(x) - S(b)
 
-A noisy map of 100 samples takes 1.3 seconds on two cores of an AMD EPYC, 2.6 on those of an Intel
-Xeon (benchmarks/README.md).
+A map of 100 noisy copies takes 1.3 seconds on two cores of an AMD EPYC, 2.6 on
+those of an Intel Xeon (benchmarks/README.md). In a notebook:
 
-Differences from the paper: samples are kept as running means of M, |M| and M^2, so that memory
-doesn't grow with n; each map comes with its reliability, the correlation of two maps of n samples.
+    heat = smoothgrad(network, x, target, noise=0.1, samples=100)
+
+Differences from the paper: M, |M| and M^2 are kept as running means, so that
+memory doesn't grow with n; each map comes with its reliability, the correlation
+of two maps of n samples.
 """
 
+import argparse
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,74 +40,101 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from common.checkpoint import resume_args
-from common.classifiers import find_class, load_classifier
-from common.deletion import blur, deletion_test
+from common.classifiers import eval_mode, find_class, load_classifier
 from common.device import fit_memory, is_first, make_rng, ranks, set_up
-from common.errors import Interrupted, UserError, exit_code, make_parser, number
-from common.gallery import explain_photos, finish_photos, load_arguments, save_arguments, say
-from common.images import add_caption, save_gif, save_png
-from common.panels import draw_panel, to_picture
-from common.photos import find_photos, read_photo
-from common.run import open_run, replacing, watching_signals
+from common.errors import UserError, exit_code, interruptible, number, positive_int, seed_int
+from common.images import (
+    add_caption,
+    contact_sheet,
+    save_figure,
+    save_gif,
+    save_png,
+    to_grey,
+    to_line,
+)
+from common.photos import (
+    explain_photos,
+    find_photos,
+    load_arguments,
+    read_photo,
+    report_failures,
+    save_arguments,
+    say,
+)
+from common.run import open_run, replacing, resume_args, write_csv, write_metrics
 
-SCRIPT = "smoothgrad"
+SCRIPT = Path(__file__).stem
 METHODS = ("gradient", "gradient-x-input", "integrated", "guided")
 REDUCE = ("signed", "abs", "squared", "variance")
-FREE = {"image", "cuda", "chunk", "resume", "html"}  # what --resume may change
+MAX_SAMPLES = 5000  # where --converge gives up
+TOP = 0.1  # fraction of the pixels that the deletion test blurs away
+CHANGEABLE_ON_RESUME = {"image", "cuda", "device", "chunk", "resume"}
 
 
 # ----------------------------------------------------------------- the gradient and its relatives
 
 
-def class_score(logits, target, kind):
-    """Say how much each image looks like its class.
+def class_score(logits, target, score="logit"):
+    """Return each image's class score S.
 
     :param torch.Tensor logits: (N, classes)
     :param torch.Tensor target: class indices, (N,)
-    :param str kind: "logit"; "probability", flat close to 1; or "loss", which falls as they rise
+    :param str score: "logit"; "probability", flat close to 1; or "loss", which falls as they rise
     :return: (N,)
     :rtype: torch.Tensor
     """
-    if kind == "loss":
+    if score == "loss":
         return F.cross_entropy(logits, target, reduction="none")
-    scores = logits.softmax(1) if kind == "probability" else logits
-    return scores.gather(1, target[:, None])[:, 0]
+    values = logits.softmax(1) if score == "probability" else logits
+    return values.gather(1, target.view(-1, 1)).squeeze(1)
 
 
-def input_gradient(network, x, target, kind="logit"):
-    """Differentiate the class score with respect to the pixels: M(x).
+def gradient(network, x, target, score="logit"):
+    """Differentiate the class score with respect to the pixels: M(x) = dS/dx.
 
-    :param torch.nn.Module network: from pixels to logits, in eval mode: images are independent
+    :param torch.nn.Module network: from images to logits; left as it is, also after an error
     :param torch.Tensor x: images, (N, C, H, W), in [0, 1]
     :param torch.Tensor target: class indices, (N,)
-    :param str kind: as in :func:`class_score`
-    :return: signed, (N, C, H, W); parameters get no gradient
-    :rtype: torch.Tensor
-    """
-    with torch.enable_grad():
-        x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-        return torch.autograd.grad(class_score(network(x), target, kind).sum(), x)[0]
-
-
-def integrated_gradients(gradient, baseline, steps, chunk, x, target):
-    """Integrate the gradient along the line from a baseline to the image, by the midpoint rule.
-
-    :param Callable gradient: M, from (N, C, H, W) and (N,) to (N, C, H, W)
-    :param torch.Tensor baseline: the image without information, (1, C, H, W)
-    :param int steps: points on the line
-    :param int chunk: points that are computed at once
-    :param torch.Tensor x: images, (N, C, H, W)
-    :param torch.Tensor target: class indices, (N,)
+    :param str score: as in :func:`class_score`
     :return: signed, (N, C, H, W)
     :rtype: torch.Tensor
     """
+    with torch.enable_grad(), eval_mode(network):
+        x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+        scores = class_score(network(x), target, score)
+        (found,) = torch.autograd.grad(scores.sum(), x)  # of x only: parameters get no gradient
+    return found
+
+
+def gradient_x_input(network, x, target, score="logit"):
+    """Multiply the gradient by the pixels; parameters as in :func:`gradient`."""
+    return gradient(network, x, target, score) * x
+
+
+def integrated_gradients(network, x, target, baseline=None, steps=128, chunk=8, score="logit"):
+    """Integrate the gradient along the line from a baseline b to the image, by the midpoint rule.
+
+        IG(x) = (x - b) * integral from 0 to 1 of M(b + a (x - b)) da
+
+    :param torch.nn.Module network: from images to logits; left as it is
+    :param torch.Tensor x: images, (N, C, H, W), in [0, 1]
+    :param torch.Tensor target: class indices, (N,)
+    :param torch.Tensor baseline: b, the image without information, (1, C, H, W); None for black
+    :param int steps: points on the line
+    :param int chunk: images that are computed at once: memory and speed, not the result
+    :param str score: as in :func:`class_score`
+    :return: signed, (N, C, H, W)
+    :rtype: torch.Tensor
+    """
+    if baseline is None:
+        baseline = torch.zeros_like(x[:1])
+    midpoints = (torch.arange(steps, device=x.device) + 0.5) / steps
     total = torch.zeros_like(x)
-    for some in torch.arange(steps * len(x), device=x.device).split(chunk):
-        which, a = some % len(x), (some // len(x) + 0.5) / steps
-        points = baseline + a.view(-1, 1, 1, 1) * (x[which] - baseline)
-        total.index_add_(0, which, gradient(points, target[which]))
-    return total / steps * (x - baseline)
+    for a in midpoints.split(max(1, chunk // len(x))):
+        points = baseline + a.view(-1, 1, 1, 1, 1) * (x - baseline)  # (len(a), N, C, H, W)
+        gradients = gradient(network, points.flatten(0, 1), target.repeat(len(a)), score)
+        total += gradients.unflatten(0, (len(a), len(x))).sum(0)
+    return (x - baseline) * (total / steps)
 
 
 def make_baseline(kind, x, rng):
@@ -121,11 +156,11 @@ def make_baseline(kind, x, rng):
 
 
 RELUS = {"relu", "relu_", "relu6"}  # functions and methods of torch, by name
-CUTS = {"hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"}
+CLAMPS = {"hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"}
 
 
-class Guided(TorchFunctionMode):
-    """Guided Backpropagation: while it is active, every ReLU passes back positive gradients only.
+class GuidedReLUs(TorchFunctionMode):
+    """While it is active, every ReLU passes back positive gradients only.
 
     Functions are watched, not modules: ``F.relu`` and ``x.relu_()`` are found as ``nn.ReLU`` is.
     """
@@ -136,24 +171,24 @@ class Guided(TorchFunctionMode):
         """Call the function; guide the gradient of its output if it is a ReLU."""
         kwargs = kwargs or {}
         output = function(*args, **kwargs)
-        low = kwargs.get("min_val", kwargs.get("min", args[1] if len(args) > 1 else None))
         name = getattr(function, "__name__", None)
-        cuts_at_0 = name in CUTS and type(low) in (int, float) and low == 0
-        if (name in RELUS or cuts_at_0) and output.requires_grad:
+        low = kwargs.get("min_val", kwargs.get("min", args[1] if len(args) > 1 else None))
+        clamps_at_0 = name in CLAMPS and type(low) in (int, float) and low == 0
+        if (name in RELUS or clamps_at_0) and output.requires_grad:
             output.register_hook(lambda gradient: gradient.clamp_min(0))
             self.count += 1
         return output
 
 
-def guided_backprop(gradient, x, target):
-    """Compute the gradient with every ReLU guided.
+def guided_backprop(network, x, target, score="logit"):
+    """Compute the gradient with every ReLU guided; parameters as in :func:`gradient`.
 
     It shows edges: its maps hardly change with random weights (Adebayo 2018, arXiv 1810.03292).
 
     :raises UserError: if the network has no ReLU
     """
-    with Guided() as guided:
-        found = gradient(x, target)
+    with GuidedReLUs() as guided:
+        found = gradient(network, x, target, score)
     if not guided.count:
         raise UserError("this network has no ReLU to guide: choose another --method or --model")
     return found
@@ -162,37 +197,90 @@ def guided_backprop(gradient, x, target):
 # ------------------------------------------------------------------------------------- SmoothGrad
 
 
-class Maps:
-    """Running means of M, |M| and M^2, of odd and even samples apart.
+def smoothgrad(network, x, target, noise=0.1, samples=100, reduce="signed", explain=gradient,
+               chunk=8, rng=None):  # fmt: skip
+    """Average the maps of noisy copies: 1/n sum_i M(x + e_i).
+
+    :param torch.nn.Module network: from images to logits; left as it is
+    :param torch.Tensor x: images, (N, C, H, W), in [0, 1]
+    :param torch.Tensor target: class indices, (N,)
+    :param float noise: sigma, as a fraction of each image's own range
+    :param int samples: n, the number of noisy copies of each image; without noise 1 is enough
+    :param str reduce: what is averaged, as in :meth:`RunningMeans.get`
+    :param Callable explain: M: :func:`gradient`, or a function of the same parameters and result
+    :param int chunk: images that are computed at once: memory and speed, not the result
+    :param torch.Generator rng: for the noise; None for the same noise each time
+    :return: (N, C, H, W), float64
+    :rtype: torch.Tensor
+    """
+    rng = rng or make_rng(x.device, 0, 0)
+    return average_maps(network, x, target, noise, samples, explain, chunk, rng).get(reduce)
+
+
+def average_maps(network, x, target, noise, samples, explain, chunk, rng):
+    """Do what :func:`smoothgrad` does, but keep the means of M, |M| and M^2.
+
+    :rtype: RunningMeans
+    """
+    means = RunningMeans(x)
+    while means.n < (samples if noise else 1):
+        count = min(max(1, chunk // len(x)), samples - means.n)
+        means.add(noisy_maps(network, x, target, noise, count, explain, rng))
+    return means
+
+
+def noisy_maps(network, x, target, noise, count, explain, rng):
+    """Explain noisy copies: M(x + e_i); parameters as in :func:`smoothgrad`.
+
+    :param int count: how many copies of each image
+    :return: (count, N, C, H, W)
+    :rtype: torch.Tensor
+    """
+    sigma = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
+    # Drawn one by one: how many there are in a chunk doesn't change which they are.
+    e = [torch.randn(x.shape[1:], generator=rng, device=x.device) for _ in range(count)]
+    copies = x + sigma * torch.stack(e).unsqueeze(1)  # (count, N, C, H, W): one e for all images
+    maps = explain(network, copies.flatten(0, 1), target.repeat(count))
+    return maps.unflatten(0, (count, len(x)))
+
+
+class RunningMeans:
+    """Running means of M, |M| and M^2, of even and odd samples apart.
 
     :param torch.Tensor x: the images, (N, C, H, W): the shape of the maps
     """
 
     def __init__(self, x):
-        self.n, self.counts = 0, [0, 0]
         # Signed gradients cancel out, so that single precision would show after some thousands.
-        self.sums = torch.zeros(2, 3, *x.shape, dtype=torch.float64, device=x.device)
+        self.even = torch.zeros(3, *x.shape, dtype=torch.float64, device=x.device)
+        self.odd = torch.zeros_like(self.even)
+        self.n = 0
 
     def add(self, samples):
         """Add samples of M, (n, N, C, H, W)."""
-        for half in (0, 1):
-            some = samples[(self.n + half) % 2 :: 2]
-            for total, values in zip(self.sums[half], (some, some.abs(), some**2), strict=True):
-                total += values.sum(0)
-            self.counts[half] += len(some)
+        first_even = self.n % 2  # position of the first even sample among these
+        for sums, half in (
+            (self.even, samples[first_even::2]),
+            (self.odd, samples[1 - first_even :: 2]),
+        ):
+            sums[0] += half.sum(0)
+            sums[1] += half.abs().sum(0)
+            sums[2] += half.square().sum(0)
         self.n += len(samples)
 
-    def get(self, reduce, half=None):
-        """Give one map for each image.
+    def get(self, reduce):
+        """Return one map for each image.
 
         :param str reduce: "signed", the mean of M as in the paper; "abs", the mean of |M|;
             "squared", that of M^2; "variance", that of (M - mean M)^2, called VarGrad
-        :param int half: 0 or 1 for the even or odd samples only
         :return: (N, C, H, W), float64
         :rtype: torch.Tensor
         """
-        n = self.n if half is None else self.counts[half]
-        means = (self.sums.sum(0) if half is None else self.sums[half]) / n
+        return self.reduce((self.even + self.odd) / self.n, reduce)
+
+    @staticmethod
+    def reduce(means, reduce):
+        """Choose a map from the means of M, |M| and M^2, (3, N, C, H, W)."""
         if reduce == "variance":
             return (means[2] - means[0] ** 2).clamp_min(0)
         return means[REDUCE.index(reduce)]
@@ -200,44 +288,21 @@ class Maps:
     def reliability(self, reduce):
         """Estimate how well a second map of as many samples would agree with this one.
 
-        The correlation r of the maps of the odd and of the even samples, as they are drawn, is
+        The correlation r of the maps of the even and of the odd samples, as they are drawn, is
         that of n/2 samples; for n it is 2r / (1 + r) (Spearman and Brown, 1910).
 
         :param str reduce: as in :meth:`get`
         :return: from 0 to 1, of each image, (N,)
         :rtype: torch.Tensor
         """
-        if min(self.counts) == 0:
-            return torch.zeros(self.sums.shape[2])
-        a, b = (over_channels(self.get(reduce, half)).flatten(1) for half in (0, 1))
-        a, b = (m - m.mean(1, keepdim=True) for m in (a, b))
-        r = F.cosine_similarity(a, b, eps=1e-30).clamp(0, 1)
+        if self.n < 2:
+            return torch.zeros(self.even.shape[1])
+        even = over_channels(self.reduce(self.even / ((self.n + 1) // 2), reduce)).flatten(1)
+        odd = over_channels(self.reduce(self.odd / (self.n // 2), reduce)).flatten(1)
+        even = even - even.mean(1, keepdim=True)
+        odd = odd - odd.mean(1, keepdim=True)
+        r = F.cosine_similarity(even, odd, eps=1e-30).clamp(0, 1)
         return 2 * r / (1 + r)
-
-
-def smoothgrad(explain, x, target, noise, samples, chunk, rng):
-    """Average the maps of noisy copies, some copies at a time, for as long as the caller asks.
-
-    :param Callable explain: M, from (N, C, H, W) and (N,) to (N, C, H, W)
-    :param torch.Tensor x: images, (N, C, H, W), in [0, 1]
-    :param torch.Tensor target: class indices, (N,)
-    :param float noise: sigma in parts of each image's own range; at 0 one sample is enough
-    :param int samples: how many copies of each image
-    :param int chunk: how many copies are computed at once: memory and speed, not the result
-    :param torch.Generator rng: for the noise, which is the same for all images
-    :return: after each chunk the same, growing :class:`Maps`
-    :rtype: Iterator[Maps]
-    """
-    maps = Maps(x)
-    samples = samples if noise else 1
-    sigma = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
-    while maps.n < samples:
-        count = min(max(1, chunk // len(x)), samples - maps.n)
-        # Drawn one by one: how many there are in a chunk doesn't change which they are.
-        e = [torch.randn(x.shape[1:], generator=rng, device=x.device) for _ in range(count)]
-        copies = (x + sigma * torch.stack(e)[:, None]).flatten(0, 1)  # (count * N, C, H, W)
-        maps.add(explain(copies, target.repeat(count)).unflatten(0, (count, len(x))))
-        yield maps
 
 
 # ----------------------------------------------------------------------------- what the maps show
@@ -261,97 +326,228 @@ def to_heatmap(values):
     return ((heat - low) / (high - low).clamp_min(1e-300)).clamp(0, 1)
 
 
-def average_maps(explain, x, target, noise, args, chunk, stop):
-    """Run :func:`smoothgrad` until there are enough samples.
+def blur(x):
+    """Blur images, (N, C, H, W), with a sigma of 10 pixels of 224: objects become unknowable."""
+    from torchvision.transforms.v2.functional import gaussian_blur
 
-    :return: the :class:`Maps`, unfinished if a signal came; the frames of the animation
+    sigma = 10 / 224 * x.shape[-1]
+    return gaussian_blur(x, 2 * int(3 * sigma) + 1, sigma)
+
+
+@torch.no_grad()
+def deletion_test(network, x, target, heat, rng):
+    """Blur the top 10 % of a map's pixels away, and as many at random.
+
+    :param torch.nn.Module network: from images to logits
+    :param torch.Tensor x: the photo, (1, C, H, W)
+    :param int target: the class
+    :param torch.Tensor heat: the map, (H, W)
+    :param torch.Generator rng: for the random pixels
+    :return: what is left of the class's probability; the mean over 8 random choices
+    :rtype: tuple[float, float]
     """
-    limit = (args.max_samples if args.converge else args.samples) if noise else 1
-    rng, frames = make_rng(x.device, args.seed, 0), []
-    with tqdm(total=limit, unit="sample", leave=False, disable=not is_first() or None) as bar:
-        for maps in smoothgrad(explain, x, target, noise, limit, chunk, rng):
-            bar.update(maps.n - bar.n)
-            enough = args.converge and maps.n >= 16  # of fewer, r itself is uncertain
-            enough = enough and maps.reliability(args.reduce).min() >= args.converge
-            last = enough or maps.n == limit or stop.signum
-            if args.gif and noise and (last or maps.n >= 1.3 ** len(frames)):
-                picture = to_picture(to_heatmap(maps.get(args.reduce))[0])
-                frames.append(add_caption(picture, f"{noise * 100:g} % noise, n = {maps.n}"))
-            if last:
-                break
-    return maps, frames
+    shuffled = [torch.rand(heat.shape, generator=rng, device=x.device) for _ in range(8)]
+    # In double precision: squares of small gradients vanish in single precision.
+    ranked = torch.stack([heat, *shuffled]).double().flatten(1)  # (9, H W)
+    top = ranked.topk(round(TOP * ranked.shape[1]), dim=1).indices
+    deleted = x.new_zeros(ranked.shape).scatter_(1, top, 1).view(-1, 1, *heat.shape)
+    left = network(x + deleted * (blur(x) - x)).softmax(1)[:, target]
+    return float(left[0]), float(left[1:].mean())
 
 
-def explain_photo(classifier, args, folder, stop, photo, stem, chunk):
-    """Classify one photo, make its maps and write its pictures.
+@torch.no_grad()
+def completeness(network, x, target, baseline, values, score):
+    """Compare the sum of Integrated Gradients with S(x) - S(b), which it should be.
 
-    :param Stop stop: its ``signum`` is the signal that came, if one did
+    :return: S(x), S(b), and by how much the sum of the map misses their difference
+    :rtype: tuple[float, float, float]
+    """
+    scores = class_score(network(torch.cat([x, baseline])), target.repeat(2), score)
+    high, low = scores.tolist()
+    return high, low, float(values.sum()) - (high - low)
+
+
+# ------------------------------------------------------------------------------- photo by photo
+
+
+def choose_method(args, baseline, chunk):
+    """Return the M that the arguments ask for, a function like :func:`gradient`."""
+    if args.method == "gradient-x-input":
+        return partial(gradient_x_input, score=args.score)
+    if args.method == "guided":
+        return partial(guided_backprop, score=args.score)
+    if args.method == "integrated":
+        return partial(integrated_gradients, baseline=baseline, steps=args.steps, chunk=chunk,
+                       score=args.score)  # fmt: skip
+    return partial(gradient, score=args.score)
+
+
+def watch_smoothgrad(network, x, target, noise, args, baseline, chunk):
+    """Do what :func:`smoothgrad` does, with a progress bar, --converge and --gif.
+
+    :return: the :class:`RunningMeans`; the frames of the animation, uint8, (H, W, 3)
+    :rtype: tuple[RunningMeans, list[numpy.ndarray]]
+    """
+    explain = choose_method(args, baseline, chunk)
+    copies = 1 if args.method == "integrated" else chunk  # it has a chunk of its own
+    samples = MAX_SAMPLES if args.converge else args.samples
+    if not noise:
+        samples = 1
+    rng = make_rng(x.device, args.seed, 0)
+    means = RunningMeans(x)
+    frames = []
+    with tqdm(total=samples, unit="sample", leave=False, disable=not is_first() or None) as bar:
+        while means.n < samples:
+            count = min(copies, samples - means.n)
+            means.add(noisy_maps(network, x, target, noise, count, explain, rng))
+            bar.update(count)
+            enough = args.converge and means.n >= 16  # of fewer, the reliability is uncertain
+            if enough and means.reliability(args.reduce).min() >= args.converge:
+                samples = means.n
+            if args.gif and noise and (means.n == samples or means.n >= 1.3 ** len(frames)):
+                picture = to_grey(to_heatmap(means.get(args.reduce))[0])
+                frames.append(add_caption(picture, f"{noise * 100:g} % noise, n = {means.n}"))
+    return means, frames
+
+
+@torch.no_grad()
+def classify(classifier, x, target=None):
+    """Classify a photo, (1, C, H, W), and choose the class to explain.
+
+    :param common.classifiers.Classifier classifier: whose classes
+    :param str target: index or name; None for the top class
+    :return: the class to explain, its probability, and the five top classes with theirs
+    :rtype: tuple[int, float, list[tuple[str, float]]]
+    """
+    probabilities = classifier.network(x).softmax(1)[0]
+    best = probabilities.argsort(descending=True)[:5].tolist()
+    top5 = [(classifier.classes[i], float(probabilities[i])) for i in best]
+    label = best[0] if target is None else find_class(classifier.classes, target)
+    return label, float(probabilities[label]), top5
+
+
+def explain_photo(classifier, args, folder, photo, stem, chunk):
+    """Classify one photo, make a map for each noise level, and write the pictures.
+
     :param str photo: a file or ``sample:NAME``
     :param str stem: what the files of this photo are called
-    :param int chunk: how many copies are computed at once
-    :return: its record in metrics.json
-    :rtype: dict
-    :raises Interrupted: if a signal came
+    :param int chunk: images that are computed at once
+    :return: its record in metrics.json; the chunk that there was memory for
+    :rtype: tuple[dict, int]
     """
-    started, network, classes = time.time(), classifier.network, classifier.classes
+    started = time.time()
+    network = classifier.network
     x = read_photo(photo, classifier.resize, classifier.size, classifier.channels)
     x = x.to(classifier.device)
-    with torch.no_grad():
-        probabilities = network(x).softmax(1)[0]
-    best = probabilities.argsort(descending=True)[:5].tolist()
-    top5 = [(classes[i], float(probabilities[i])) for i in best]
+    label, probability, top5 = classify(classifier, x, args.target)
     say(f"{photo}: " + ", ".join(f"{name} {p:.1%}" for name, p in top5))
-    label = best[0] if args.target is None else find_class(classes, args.target)
-    probability, target = float(probabilities[label]), torch.tensor([label], device=x.device)
-
-    gradient = partial(input_gradient, network, kind=args.score)
+    target = torch.tensor([label], device=x.device)
     baseline = make_baseline(args.baseline, x, make_rng(x.device, args.seed, 1))
-    explain = {
-        "gradient": gradient,
-        "gradient-x-input": lambda x, target: gradient(x, target) * x,
-        "guided": partial(guided_backprop, gradient),
-        "integrated": partial(integrated_gradients, gradient, baseline, args.steps, chunk),
-    }[args.method]
-    points, copies = (args.steps, 1) if args.method == "integrated" else (1, chunk)
     lead = "  " if ranks()[1] == 1 else f"{photo}: "  # other processes print between our lines
-    records, heats, captions, arrays = [], {}, [], {"photo": x[0].cpu().numpy()}
+
+    arrays = {"photo": x[0].cpu().numpy()}
+    records, heats = [], []
     for noise in args.noise:
-        maps, frames = average_maps(explain, x, target, noise, args, copies, stop)
-        if stop.signum:
-            raise Interrupted(f"stopped; go on: python {SCRIPT}.py --resume {folder}", stop.signum)
-        values = maps.get(args.reduce if noise else "signed")  # one sample has no variance
-        reliability = float(maps.reliability(args.reduce)) if noise else 1.0
-        order, rng = over_channels(values)[0], make_rng(x.device, args.seed, 2)
-        left, chance = deletion_test(network, x, label, order, rng)
-        records.append({"noise": noise, "samples": maps.n, "reliability": reliability,
-                        "probability_left": left, "probability_left_random": chance})  # fmt: skip
-        title = f"{noise * 100:g} % noise, n = {maps.n}" if noise else args.method
-        trust = f"reliability {reliability:.2f}" if noise else "no noise, the same each time"
-        say(f"{lead}{title}: {trust}; {left:.1%} are left without its top 10 % of pixels, "
-            f"{chance:.1%} without a random 10 %")  # fmt: skip
+        compute = partial(watch_smoothgrad, network, x, target, noise, args, baseline)
+        (means, frames), chunk = fit_memory(compute, chunk)
+        values = means.get(args.reduce if noise else "signed")  # one sample has no variance
+        importance = over_channels(values)[0]
+        rng = make_rng(x.device, args.seed, 2)
+        left, left_random = deletion_test(network, x, label, importance, rng)
+        reliability = float(means.reliability(args.reduce)) if noise else 1.0
+        record = {"noise": noise, "samples": means.n, "reliability": reliability,
+                  "probability_left": left, "probability_left_random": left_random}  # fmt: skip
+        say(lead + describe_map(record, probability, args.method))
         if args.converge and reliability < args.converge:
-            say(f"warning: {photo}: not converged: raise --max-samples", sys.stderr)
+            say(f"warning: {photo}: not converged after {MAX_SAMPLES} samples", sys.stderr)
         if args.method == "integrated" and not noise:
-            with torch.no_grad():
-                pair = torch.cat([x, baseline])
-                high, low = class_score(network(pair), target.repeat(2), args.score).tolist()
-            gap = float(values.sum()) - (high - low)
-            records[-1] |= {"completeness_gap": gap, "score": high, "baseline_score": low}
+            high, low, gap = completeness(network, x, target, baseline, values, args.score)
+            record.update(completeness_gap=gap, score=high, baseline_score=low)
             say(f"{lead}its sum misses the score's change of {high - low:.3f} by {gap:.3f}")
+        records.append(record)
+        heats.append(to_heatmap(values)[0])
         name = f"noise_{noise * 100:g}"
-        arrays[name], heat = values[0].float().cpu().numpy(), to_heatmap(values)[0]
-        save_png(folder / f"{stem}_{name}.png", to_picture(heat))
-        save_gif(folder / f"{stem}_{name}.gif", frames, seconds=5)
-        heats[title] = heat.cpu().numpy()
-        captions.append(f"{left:.1%} ({chance:.1%})\n{trust}")
+        arrays[name] = values[0].float().cpu().numpy()
+        save_png(folder / f"{stem}_{name}.png", to_grey(heats[-1]))
+        if frames:
+            save_gif(folder / f"{stem}_{name}.gif", frames, seconds=5)
     with replacing(folder / f"{stem}.npz") as part:
         np.savez_compressed(part, **arrays)
-    panel, pixels = f"{stem}_panel.png", x[0].permute(1, 2, 0).cpu().numpy()
-    draw_panel(folder / panel, pixels, heats, captions, f"{classes[label]}, {probability:.1%}")
-    return {"path": photo, "target": label, "class_name": classes[label],
-            "probability": probability, "seconds": round(time.time() - started, 2),
-            "evaluations": points * sum(r["samples"] for r in records),
-            "top5": top5, "maps": records, "panel": panel}  # fmt: skip
+    heats = torch.stack(heats).cpu().numpy()
+    title = f"{classifier.classes[label]}, {probability:.1%}"
+    draw_panel(folder / f"{stem}_panel.png", x[0].cpu(), heats, records, title, args.method)
+    points = args.steps if args.method == "integrated" else 1
+    record = {
+        "path": photo,
+        "target": label,
+        "class_name": classifier.classes[label],
+        "probability": probability,
+        "seconds": round(time.time() - started, 2),
+        "evaluations": points * sum(record["samples"] for record in records),
+        "top5": top5,
+        "maps": records,
+        "panel": f"{stem}_panel.png",
+    }
+    return record, chunk
+
+
+def describe_map(record, probability, method):
+    """Say in one line what a map is worth."""
+    name = f"{record['noise'] * 100:g} % noise" if record["noise"] else method
+    line = (f"{name}: p {100 * probability:.1f} → {100 * record['probability_left']:.1f} % without "
+            "its top 10 % of pixels "
+            f"(random: {100 * record['probability_left_random']:.1f} %)")  # fmt: skip
+    if record["noise"]:
+        line += f", reliability {record['reliability']:.2f}, n = {record['samples']}"
+    return line
+
+
+def draw_panel(path, photo, heats, records, title, method):
+    """Draw the photo and each map; below, each map laid over the photo, and what it is worth.
+
+    :param pathlib.Path path: the PNG file
+    :param torch.Tensor photo: (C, H, W), in [0, 1]
+    :param numpy.ndarray heats: maps in [0, 1], (maps, H, W)
+    :param list[dict] records: of the maps, as in metrics.json
+    :param str title: the class and its probability
+    :param str method: name of the map without noise
+    """
+    from matplotlib.figure import Figure
+
+    columns = len(heats) + 1
+    figure = Figure(figsize=(2.6 * columns, 6.1), layout="constrained")
+    figure.suptitle(to_line(title), fontsize=11, parse_math=False)  # a $ is a $
+    grid = figure.subplots(2, columns)
+    for axes in grid.flat:
+        axes.axis("off")
+    style = {"vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    grey = photo.mean(0)
+    grid[0, 0].imshow(photo.permute(1, 2, 0).squeeze(), cmap="gray", **style)
+    grid[0, 0].set_title("photo", fontsize=10)
+    words = "below: probability left\nwhen the top 10 %\nof pixels are blurred\n(random 10 %)"
+    grid[1, 0].text(0.5, 0.5, words, ha="center", va="center", fontsize=9)
+    for column, (heat, record) in enumerate(zip(heats, records, strict=True), 1):
+        noisy = f"{record['noise'] * 100:g} % noise, n = {record['samples']}"
+        trust = f"reliability {record['reliability']:.2f}"
+        left = f"{record['probability_left']:.1%} ({record['probability_left_random']:.1%})"
+        grid[0, column].imshow(heat, cmap="gray", **style)
+        grid[0, column].set_title(noisy if record["noise"] else method, fontsize=10)
+        grid[1, column].imshow(grey * 0.6 + 0.3, cmap="gray", **style)
+        grid[1, column].imshow(heat, cmap="inferno", alpha=heat**0.5, **style)
+        worth = f"{left}\n{trust}" if record["noise"] else left
+        grid[1, column].set_title(worth, fontsize=8, y=-0.16)
+    save_figure(path, figure)
+
+
+def to_row(record):
+    """Turn the record of a photo into a row of metrics.csv."""
+    row = {name: record[name] for name in ("path", "target", "class_name", "probability",
+                                           "seconds", "evaluations")}  # fmt: skip
+    for found in record["maps"]:
+        noise = f"{found['noise'] * 100:g}"
+        for name in ("samples", "reliability", "probability_left", "probability_left_random"):
+            row[f"{name}_{noise}"] = found[name]
+    return row
 
 
 # ------------------------------------------------------------------------------------ the script
@@ -360,42 +556,56 @@ def explain_photo(classifier, args, folder, stop, photo, stem, chunk):
 # fmt: off
 def get_parser():
     """Build the command line."""
-    parser = make_parser(SCRIPT, __doc__)
-    some, part, seed = number(int, 1), number(float, 0.01, 0.9999), number(int, 0, 2**32 - 1)
-
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     group = parser.add_argument_group("data")
-    group.add_argument("--image", nargs="+", default=["sample:coffee"], metavar="PATH", help=(
-        "pictures, or folders of them; sample:coffee, :cat, :rocket, :astronaut need no file"))
+    group.add_argument("--image", nargs="+", default=["sample:coffee"], metavar="PATH",
+                       help="pictures, or folders of them; sample:coffee (default), :cat, :rocket "
+                            "and :astronaut need no file")
+
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="efficientnet_lite0", help=(
-        "this needs no download; or a torchvision.models, timm/NAME, a run of train_classifier.py"))
-    group.add_argument("--target", help="class to explain, index or name; by default the top one")
+    group.add_argument("--model", default="efficientnet_lite0", metavar="NAME",
+                       help="efficientnet_lite0 needs no download; or any of torchvision.models, "
+                            "timm/NAME, or a run of train_classifier.py (default: %(default)s)")
+    group.add_argument("--target", help="class to explain, index or name (default: the top one)")
+
     group = parser.add_argument_group("method")
-    group.add_argument("--method", default="gradient", choices=METHODS, help="what is averaged")
+    group.add_argument("--method", default="gradient", choices=METHODS,
+                       help="the map that is averaged (default: %(default)s)")
     group.add_argument("--noise", nargs="+", type=number(float, 0, 10), default=[0.0, 0.1, 0.3],
-                       help="sigma in parts of the photo's range of values; one map for each")
-    group.add_argument("--samples", type=some, default=100, help="noisy copies per map")
-    group.add_argument("--converge", type=part, metavar="R", help=(
-        "instead of --samples, go on until the map's reliability is R, for example 0.95"))
-    group.add_argument("--max-samples", type=some, default=5000, help="where --converge gives up")
-    group.add_argument("--reduce", default="signed", choices=REDUCE, help=(
-        "mean of the gradient, as in the paper; of its absolute value; of its square; variance"))
+                       help="sigma as a fraction of the photo's range; one map for each "
+                            "(default: 0 0.1 0.3)")
+    group.add_argument("--samples", type=positive_int, default=100,
+                       help="noisy copies per map (default: %(default)s)")
+    group.add_argument("--converge", type=number(float, 0.01, 0.9999), metavar="R",
+                       help="instead of --samples, go on until the map's reliability is R, for "
+                            f"example 0.95, or until {MAX_SAMPLES} samples")
+    group.add_argument("--reduce", default="signed", choices=REDUCE,
+                       help="mean of the gradient, as in the paper; of its absolute value; of its "
+                            "square; its variance (default: %(default)s)")
     group.add_argument("--score", default="logit", choices=("logit", "probability", "loss"),
-                       help="what is differentiated")
+                       help="what is differentiated (default: %(default)s)")
     group.add_argument("--baseline", default="black", choices=("black", "mean", "blurred", "noise"),
-                       help="where Integrated Gradients starts")
-    group.add_argument("--steps", type=number(int, 1, 100_000), default=128, help=(
-        "of Integrated Gradients; averaged over noisy copies, 8 are enough"))
-    group.add_argument("--seed", type=seed, default=0, help="same seed, same machine, same result")
+                       help="where Integrated Gradients starts (default: %(default)s)")
+    group.add_argument("--steps", type=number(int, 1, 100_000), default=128,
+                       help="of Integrated Gradients; averaged over noisy copies, 8 are enough "
+                            "(default: %(default)s)")
+    group.add_argument("--seed", type=seed_int, default=0,
+                       help="same seed, same machine, same result (default: %(default)s)")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
-    group.add_argument("--chunk", type=some, help=(
-        "copies at once: memory and speed, not the result (default: CPU 8, GPU 64)"))
+    group.add_argument("--device", metavar="NAME", help="any other device: mps, xpu, cuda:1")
+    group.add_argument("--chunk", type=positive_int,
+                       help="images computed at once: memory and speed, not the result "
+                            "(default: 8 on a CPU, 64 on a GPU)")
+
     group = parser.add_argument_group("output")
     group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
     group.add_argument("--resume", metavar="RUN", help="go on with the photos that a run lacks")
     group.add_argument("--gif", action="store_true", help="show the maps forming")
-    group.add_argument("--html", action="store_true", help="write report.html, to play with")
-    group.add_argument("--dry-run", action="store_true", help="two samples, to see if all works")
+    group.add_argument("--dry-run", action="store_true", help="two samples, to see that all works")
     return parser
 # fmt: on
 
@@ -408,35 +618,50 @@ def main(argv=None):
     :rtype: dict
     :raises UserError: for a mistake in the arguments, or photos that can't be read
     """
-    parser, started = get_parser(), time.time()
+    started = time.time()
+    parser = get_parser()
     args = parser.parse_args(argv)
     if args.resume:
-        args = resume_args(parser, argv, load_arguments(args.resume, SCRIPT), FREE)
+        args = resume_args(parser, argv, load_arguments(args.resume, SCRIPT), CHANGEABLE_ON_RESUME)
     elif args.dry_run:
-        args.samples = args.max_samples = args.steps = 2
-    args.noise = list({f"{100 * noise:g}": noise for noise in args.noise}.values())
+        args.samples = 2
+        args.steps = 2
+        args.converge = None
+    args.noise = list({f"{100 * noise:g}": noise for noise in args.noise}.values())  # each once
     photos = find_photos(args.image)
-    device = set_up(args.cuda, args.seed)
+    device = set_up(args.cuda, args.seed, args.device)
     classifier = load_classifier(args.model, device)
+    # What is wrong with the arguments, and not with a photo, is said before the first one.
     if args.target is not None:
-        find_class(classifier.classes, args.target)  # a mistake in it is no single photo's fault
-    if args.method == "guided":  # nor is a network without ReLU
+        find_class(classifier.classes, args.target)
+    if args.method == "guided":
         blank = torch.zeros(1, classifier.channels, classifier.size, classifier.size, device=device)
-        guided_backprop(lambda x, _: classifier.network(x.requires_grad_()), blank, None)
+        guided_backprop(classifier.network, blank, torch.tensor([0], device=device))
     folder = open_run(SCRIPT, args.out, args.resume)
     save_arguments(folder, SCRIPT, args)
-    chunk = args.chunk or (64 if device.type == "cuda" else 8)
+    chunk = args.chunk or (8 if device.type == "cpu" else 64)
 
     def explain(pairs):
-        nonlocal chunk
-        one = partial(explain_photo, classifier, args, folder, stop, *pairs[0])
-        record, chunk = fit_memory(one, chunk)
+        nonlocal chunk  # where memory has run out, smaller for the rest of the photos
+        ((photo, stem),) = pairs
+        record, chunk = explain_photo(classifier, args, folder, photo, stem, chunk)
         return [record]
 
-    with watching_signals() as stop:
+    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
         images, failed = explain_photos(photos, folder, explain)
-    return finish_photos(folder, SCRIPT, args, argv, device, started, images, failed, 640,
-                         args.html and get_parser())  # fmt: skip
+    if not is_first():
+        return {}
+    write_csv(folder / "metrics.csv", [to_row(record) for record in images])
+    if len(photos) > 1:
+        panels = {folder / record["panel"]: record["path"] for record in images}
+        contact_sheet(folder / "contact_sheet.png", panels, columns=2, side=640)
+        print(f"look at  {folder}/contact_sheet.png")
+    elif images:
+        print(f"look at  {folder}/{images[0]['panel']}")
+    metrics = write_metrics(folder, args, argv, started, device, script=SCRIPT, images=images,
+                            failed=failed, dataset=f"{len(images)} photos")  # fmt: skip
+    report_failures(failed, len(photos))
+    return metrics
 
 
 if __name__ == "__main__":
