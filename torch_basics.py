@@ -1,15 +1,17 @@
-"""From tensors to nn.Module: a tour that runs, and one network trained by hand and by PyTorch.
+"""From tensors to nn.Module: a tour that runs, and one network trained in three ways.
 
-The network is x W1 -> relu -> W2, its loss L the summed squared error. Forwards, with shapes:
+The network is x W1 -> relu -> W2, its loss L the summed squared error. Forwards,
+with shapes:
 
     h = x W1                  (100, 1000) = (100, 100) (100, 1000)
     a = max(h, 0)             (100, 1000)
     p = a W2                  (100, 10)   = (100, 1000) (1000, 10)
     L = sum((p - y)^2)        a number
 
-Backwards, from L to the weights. A small change dp changes L by sum(dL/dp * dp). Put in
-dp = a dW2, then dp = da W2, and so on: a gradient has the shape of what it belongs to, and the
-shapes alone decide which factor is transposed and on which side it stands.
+Backwards, from L to the weights. A small change dp changes L by
+sum(dL/dp * dp). Put in dp = a dW2, then dp = da W2, and so on: a gradient has the
+shape of what it belongs to, and the shapes alone decide which factor is transposed
+and on which side it stands.
 
     dL/dp  = 2 (p - y)        (100, 10)
     dL/dW2 = a^T dL/dp        (1000, 10)  = (1000, 100) (100, 10)
@@ -19,31 +21,34 @@ shapes alone decide which factor is transposed and on which side it stands.
 
     python torch_basics.py
 
-Three ways to train it are checked against each other; then loss_transition.png shows how much of
-a better descent is the initialisation and how much the momentum. 20 seconds on one CPU core.
+Three ways to train it are checked against each other; then loss_transition.png
+shows how much of a better descent is the initialisation and how much the momentum.
+20 seconds on one CPU core.
 
-Differences from the post: no biases, so that all three ways train the same network; float64, since
-float32 would round away the lower half of the figure.
+Differences from the post: no biases, so that all three ways train the same network;
+float64, since float32 would round away the lower half of the figure.
 """
 
+import argparse
 import math
 import sys
 import textwrap
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 from torch.func import grad_and_value, vmap
 
 from common.device import describe_device, make_rng, set_up
-from common.errors import UserError, exit_code, make_parser, number
-from common.run import finish, open_run, replacing, write_csv
+from common.errors import UserError, exit_code, number, positive_int, seed_int
+from common.images import save_figure
+from common.run import open_run, write_csv, write_metrics
 
-SCRIPT = "torch_basics"
+SCRIPT = Path(__file__).stem
 SHAPES = {"x": (100, 100), "y": (100, 10), "W1": (100, 1000), "W2": (1000, 10)}
 HALVE_EVERY = 200  # epochs
 ROUNDS, STEPS = 5, 20  # of the timing
@@ -251,7 +256,8 @@ def train_all(x, y, starts, lr, epochs):
     :raises UserError: if a loss grows instead of falling
     """
     bend = {name: curvature(x, weights) for name, weights in starts.items()}
-    fitted, curves = lr * bend["randn"] / bend["uniform"], {}
+    fitted = lr * bend["randn"] / bend["uniform"]
+    curves = {}
     nesterov = partial(descend_with_optim, momentum=0.9, nesterov=True)
     plans = {
         "randn_by_hand": (partial(descend, by_hand), lr),
@@ -298,6 +304,8 @@ def plot(path, curves):
         "One learning rate for all": randn + uniform,
         "One learning rate × curvature for all": randn + [f"{name}_fitted" for name in uniform],
     }
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(13.5, 4.2), layout="constrained")
     figure.subplots(1, 3, sharey=True)
     for axes, (title, names) in zip(figure.axes, panels.items(), strict=True):
@@ -309,8 +317,7 @@ def plot(path, curves):
         axes.grid(alpha=0.3)
         axes.legend()
     figure.axes[0].set_ylabel("loss: summed squared error")
-    with replacing(path) as part:
-        figure.savefig(part, dpi=120)
+    save_figure(path, figure, dpi=120)
 
 
 # ------------------------------------------------------ 4: what the post couldn't do, and speed
@@ -372,14 +379,21 @@ def check(what, found, expected, limit=1e-10):
 # fmt: off
 def get_parser():
     """Build the command line."""
-    parser = make_parser(SCRIPT, __doc__)
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=number(int, 1), default=500, help="steps, each on all data")
+    group.add_argument("--epochs", type=positive_int, default=500,
+                       help="steps, each on all data (default: %(default)s)")
     group.add_argument("--lr", type=number(float, 1e-30), default=3e-7,
-                       help="learning rate, halved every 200 epochs")
-    group.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0,
-                       help="same seed, same machine, same losses")
+                       help="learning rate, halved every 200 epochs (default: %(default)s)")
+    group.add_argument("--seed", type=seed_int, default=0,
+                       help="same seed, same machine, same losses (default: %(default)s)")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if any, and time both")
+    group.add_argument("--device", metavar="NAME", help="any other device that knows float64: xpu")
+
     group = parser.add_argument_group("output")
     group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
     group.add_argument("--dry-run", action="store_true", help="quick: 5 epochs, no torch.compile")
@@ -395,9 +409,11 @@ def main(argv=None):
     :rtype: dict
     :raises UserError: for a mistake in the arguments, such as a learning rate that diverges
     """
+    started = time.time()
     args = get_parser().parse_args(argv)
-    args.epochs = min(args.epochs, 5) if args.dry_run else args.epochs
-    device, started = set_up(args.cuda, args.seed), time.time()
+    if args.dry_run:
+        args.epochs = min(args.epochs, 5)
+    device = set_up(args.cuda, args.seed, args.device)
     folder = open_run(SCRIPT, args.out)
 
     print("\n1. TENSORS: what you type, and what torch answers")
@@ -440,9 +456,11 @@ def main(argv=None):
         times[describe_device(place)] = time_steps(x, y, weights, args.lr, args.dry_run)
         for way, milliseconds in times[describe_device(place)].items():
             print(f"  {way:<36} {milliseconds:10.3f}   {describe_device(place)}")
-    return finish(folder, SCRIPT, args, argv, f"randn, seed {args.seed}", device, started,
-                  gaps=gaps, decades=effects, milliseconds=times,
-                  losses={name: [c[0], c[-1]] for name, c in curves.items()})  # fmt: skip
+    print(f"look at  {folder}/loss_transition.png")
+    return write_metrics(folder, args, argv, started, device, script=SCRIPT,
+                         dataset=f"randn, seed {args.seed}", gaps=gaps, decades=effects,
+                         milliseconds=times,
+                         losses={name: [c[0], c[-1]] for name, c in curves.items()})  # fmt: skip
 
 
 if __name__ == "__main__":
