@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 # So that their assertions say what they compared, as those of a test do.
 pytest.register_assert_rewrite("tests.helpers", "tests.processes")
@@ -51,9 +50,13 @@ def refused(monkeypatch, capsys):
 
     def call(script, *words):
         monkeypatch.setattr(sys, "argv", [f"{script.SCRIPT}.py", *words])
-        assert script.exit_code(script.main) == 2
+        try:
+            code = script.exit_code(script.main)
+        except SystemExit as stop:  # argparse's own way
+            code = stop.code
+        assert code == 2
         error = capsys.readouterr().err
-        assert error.startswith("error: ")
+        assert "error: " in error
         assert error.count("\n") == 1
         return error
 
@@ -83,16 +86,11 @@ def no_network(monkeypatch):
 def trained(tmp_path_factory):
     """Give a run folder as train_classifier.py leaves it, of a tiny network with random weights.
 
-    It tells red, green and blue pictures of 16 x 16 pixels apart no better than chance, but in an
+    It tells red, green and blue images of 16 x 16 pixels apart no better than chance, but in an
     instant, and without the weights of ImageNet.
     """
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 3),
-    )  # fmt: skip
     folder = tmp_path_factory.mktemp("trained")
-    save_classifier(folder, network, ["red", "green", "blue"], [3, 16, 16], std=0.1)
+    save_classifier(folder, ["red", "green", "blue"], [3, 16, 16])
     return folder
 
 
