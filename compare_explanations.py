@@ -1,29 +1,29 @@
 """Which explanation should one believe? Measure all of them on the same photos.
 
-A map ranks the pixels of a photo x. Take pixels away in that order (deletion), or
-put them into an empty image (insertion), and watch the probability p of the class
-(RISE, Petsiuk et al. 2018, arXiv 1806.07421):
+A map ranks the pixels of a photo x. Take pixels away in that order (deletion),
+or put them into an empty image (insertion), and watch the probability p of the
+class (RISE, Petsiuk et al. 2018, arXiv 1806.07421):
 
     deletion = integral of p(x without the top a) da
     insertion = integral of p(only the top a) da
 
     python compare_explanations.py --image sample:coffee sample:cat
 
-A good map has a low deletion and a high insertion area. Beside them: the smallest
-fraction of the photo whose loss costs 90 % of p (Fong & Vedaldi 2017, arXiv
-1704.03296), how much the map changes when the photo hardly does (max-sensitivity,
-Yeh et al. 2019, arXiv 1901.09392), whether it does when the network's weights
-become random (Adebayo et al. 2018, arXiv 1810.03292) or another class is asked
-for, and what it costs. Maps that know nothing of the network come first: without
-theirs, no number means anything.
+A good map has a low deletion and a high insertion area. Beside them: the
+smallest fraction of the photo whose loss costs 90 % of p (Fong & Vedaldi 2017,
+arXiv 1704.03296), how much the map changes when the photo hardly does
+(max-sensitivity, Yeh et al. 2019, arXiv 1901.09392), whether it does when the
+network's weights become random (Adebayo et al. 2018, arXiv 1810.03292) or
+another class is asked for, and what it costs. Maps that know nothing of the
+network come first: without theirs, no number means anything.
 
 On one CPU core a photo takes a minute; the checks of the first --sanity photos
 take five more.
 
-Differences from the papers: pixels are taken away in 28 steps and replaced by a
-blur (10 px at 224) and by the photo's mean colour, both areas averaged; random
-weights keep each layer's mean and standard deviation, so that activations stay
-finite without BatchNorm.
+Differences from the papers: pixels are taken away in 28 steps and replaced by
+a blur (10 px at 224) and by the photo's mean colour, both areas averaged;
+random weights keep each layer's mean and standard deviation, so that
+activations stay finite without BatchNorm.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""Learn what to delete from a photo so that a classifier no longer sees its class.
+"""Learn what to delete from a photo so that a classifier misses its class.
 
-Meaningful Perturbation (Fong & Vedaldi 2017, arXiv 1704.03296) learns a mask m:
-where it is 1 the photo x stays, where it is 0 a reference r (its blur, noise, one
-colour) takes its place. With S the score of the class, the game of deletion is
+Meaningful Perturbation (Fong & Vedaldi 2017, arXiv 1704.03296) learns a mask
+m: where it is 1 the photo x stays, where it is 0 a reference r (its blur,
+noise, one colour) takes its place. With S the score of the class, the game of
+deletion is
 
     min_m  l1 mean(1 - m) + l2 mean|grad m|^b + E_tau[S(z)]
     z = m x(. - tau) + (1 - m) r
@@ -11,26 +12,27 @@ In the game of preservation as little of the photo as possible has to keep S.
 
     python explain_perturb.py --image sample:coffee
 
-The deleted area then depends on l1 and l2. Fong, Patrick & Vedaldi (2019, arXiv
-1910.08485) fix the area instead and learn a mask for each of several areas:
---regularizer area. Our default, nested, learns one map s, whose level sets are
-the masks of all areas a:
+The deleted area then depends on l1 and l2. Fong, Patrick & Vedaldi (2019,
+arXiv 1910.08485) fix the area instead and learn a mask for each of several
+areas: --regularizer area. Our default, nested, learns one map s, whose level
+sets are the masks of all areas a:
 
-    1 - m_a = sigmoid(s - q_a),    with the threshold q_a for which mean(1 - m_a) = a
+    1 - m_a = sigmoid(s - q_a), with the threshold q_a so that mean(1 - m_a) = a
 
 Each step draws some areas, deletes one half of them and keeps the other half,
 which counts half as much. The result ranks the photo's parts; reported is the
-smallest area that takes 95 % of the class's probability (--suppress). The map s
-is the sum of maps of 28, 14, 7 and 3 cells a side, so that few steps move large
-parts: with one map alone, half as much again is deleted.
+smallest area that takes 95 % of the class's probability (--suppress). The map
+s is the sum of maps of 28, 14, 7 and 3 cells a side, so that few steps move
+large parts: with one map alone, half as much again is deleted.
 
-A photo takes two seconds on two cores of an AMD EPYC, four on those of an Intel
-Xeon, for 100 images evaluated. In a notebook:
+A photo takes two seconds on two cores of an AMD EPYC, four on those of an
+Intel Xeon, for 100 images evaluated. In a notebook:
 
-    mask = learn_mask(network, x, target, reference="blur")  # 1 keeps, 0 deletes
+    mask = learn_mask(network, x, target, reference="blur")  # 1 keeps
 
-Differences from the paper: masks are sigmoids, as L-BFGS needs; the score is log
-odds, as a probability near 1 has no gradient; l1 and l2 weigh means, not sums.
+Differences from the paper: masks are sigmoids, as L-BFGS needs; the score is
+log odds, as a probability near 1 has no gradient; l1 and l2 weigh means, not
+sums.
 """
 
 import argparse
@@ -372,7 +374,7 @@ OBJECTIVES = {"nested": objective_nested, "area": objective_2019, "tv": objectiv
 
 
 def find_regions(maps, settings, areas):
-    """Turn learned maps into regions u, (N, K, s, s): nested ones have the areas asked for, (K,)."""
+    """Turn learned maps into regions u, (N, K, s, s); nested ones have the areas given, (K,)."""
     values = sum_levels(maps)
     if settings.regularizer == "nested":
         return level_sets(values, areas)

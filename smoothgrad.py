@@ -4,16 +4,16 @@ The gradient M of a class score S says which pixels matter, but from point to
 point it flickers. So average it over noisy copies of the photo x (Smilkov et
 al. 2017):
 
-    M(x) = dS/dx,    SmoothGrad(x) = 1/n sum_i M(x + e_i),    e_i ~ N(0, sigma^2)
+    M(x) = dS/dx,   SmoothGrad(x) = 1/n sum_i M(x + e_i),   e_i ~ N(0, sigma^2)
 
 with sigma = noise * (max x - min x), in pixels from 0 to 1, the space that the
 noise is added in.
 
     python smoothgrad.py --image sample:coffee
 
-M may also be Guided Backpropagation (Springenberg et al. 2014, arXiv 1412.6806),
-which lets only positive gradients pass a ReLU, or Integrated Gradients IG
-(Sundararajan et al. 2017, arXiv 1703.01365):
+M may also be Guided Backpropagation (Springenberg et al. 2014, arXiv
+1412.6806), which lets only positive gradients pass a ReLU, or Integrated
+Gradients IG (Sundararajan et al. 2017, arXiv 1703.01365):
 
     IG(x) = (x - b) * integral from 0 to 1 of M(b + a (x - b)) da
     sum IG(x) = S(x) - S(b)
@@ -24,8 +24,8 @@ those of an Intel Xeon (benchmarks/README.md). In a notebook:
     heat = smoothgrad(network, x, target, noise=0.1, samples=100)
 
 Differences from the paper: M, |M| and M^2 are kept as running means, so that
-memory doesn't grow with n; each map comes with its reliability, the correlation
-of two maps of n samples.
+memory doesn't grow with n; each map comes with its reliability, the
+correlation of two maps of n samples.
 """
 
 import argparse
@@ -222,8 +222,10 @@ def average_maps(network, x, target, noise, samples, explain, chunk, rng):
 
     :rtype: RunningMeans
     """
+    if not noise:
+        samples = 1
     means = RunningMeans(x)
-    while means.n < (samples if noise else 1):
+    while means.n < samples:
         count = min(max(1, chunk // len(x)), samples - means.n)
         means.add(noisy_maps(network, x, target, noise, count, explain, rng))
     return means

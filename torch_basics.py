@@ -1,32 +1,33 @@
-"""From tensors to nn.Module: a tour that runs, and one network trained in three ways.
+"""From tensors to nn.Module: a tour that runs, and one network, trained three
+ways.
 
-The network is x W1 -> relu -> W2, its loss L the summed squared error. Forwards,
-with shapes:
+The network is x W1 -> relu -> W2, its loss L the summed squared error.
+Forwards, with shapes:
 
     h = x W1                  (100, 1000) = (100, 100) (100, 1000)
     a = max(h, 0)             (100, 1000)
     p = a W2                  (100, 10)   = (100, 1000) (1000, 10)
     L = sum((p - y)^2)        a number
 
-Backwards, from L to the weights. A small change dp changes L by
-sum(dL/dp * dp). Put in dp = a dW2, then dp = da W2, and so on: a gradient has the
-shape of what it belongs to, and the shapes alone decide which factor is transposed
-and on which side it stands.
+Backwards, from L to the weights. A small change dp changes L by sum(dL/dp *
+dp). Put in dp = a dW2, then dp = da W2, and so on: a gradient has the shape of
+what it belongs to, and the shapes alone decide which factor is transposed and
+on which side it stands.
 
     dL/dp  = 2 (p - y)        (100, 10)
     dL/dW2 = a^T dL/dp        (1000, 10)  = (1000, 100) (100, 10)
     dL/da  = dL/dp W2^T       (100, 1000) = (100, 10) (10, 1000)
-    dL/dh  = dL/da * [h > 0]  (100, 1000), as relu passes back what it let through
+    dL/dh  = dL/da * [h > 0]  (100, 1000), as relu passes back what it let pass
     dL/dW1 = x^T dL/dh        (100, 1000) = (100, 100) (100, 1000)
 
     python torch_basics.py
 
 Three ways to train it are checked against each other; then loss_transition.png
-shows how much of a better descent is the initialisation and how much the momentum.
-20 seconds on one CPU core.
+shows how much of a better descent is the initialisation and how much the
+momentum. 20 seconds on one CPU core.
 
-Differences from the post: no biases, so that all three ways train the same network;
-float64, since float32 would round away the lower half of the figure.
+Differences from the post: no biases, so that all three ways train the same
+network; float64, since float32 would round away the lower half of the figure.
 """
 
 import argparse

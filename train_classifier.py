@@ -1,31 +1,32 @@
 """Train a small convolutional network to tell digits, characters or photos apart.
 
-Three times a wider 3 x 3 convolution, half the side and a residual x + f(x) (He
-et al. 2015, arXiv 1512.03385), then the maximum over what is left of the image
-and one linear layer. The loss is the cross-entropy of smoothed labels (Szegedy
-et al. 2015, arXiv 1512.00567, section 7)
+Three times a wider 3 x 3 convolution, half the side and a residual x + f(x)
+(He et al. 2015, arXiv 1512.03385), then the maximum over what is left of the
+image and one linear layer. The loss is the cross-entropy of smoothed labels
+(Szegedy et al. 2015, arXiv 1512.00567, section 7)
 
     - sum_k q_k log p_k,    q_k = (1 - s) [k is the class] + s / K,    s = 0.1
 
-minimised by SGD with Nesterov momentum and a learning rate of one cycle (Smith &
-Topin 2017, arXiv 1708.07120).
+minimised by SGD with Nesterov momentum and a learning rate of one cycle (Smith
+& Topin 2017, arXiv 1708.07120).
 
     python train_classifier.py --dataset mnist --epochs 8
 
-Seed 0, one thread of a busy AMD EPYC with two cores, torch 2.15, test accuracy:
+Seed 0, one thread of a busy AMD EPYC with two cores, torch 2.15, test
+accuracy:
 
-    --dataset mnist --epochs 8                               99.72 %   10 minutes
-    --dataset emnist --split mnist --epochs 20               98.90 %    6 minutes
-    --dataset glyphs --epochs 10                             91.33 %    8 minutes
-        with the cases that look alike merged, as in EMNIST  97.25 %
-    --dataset folder --width 2 --epochs 24 --amp             81.05 %   19 minutes
+    --dataset mnist --epochs 8                              99.72 %   10 minutes
+    --dataset emnist --split mnist --epochs 20              98.90 %    6 minutes
+    --dataset glyphs --epochs 10                            91.33 %    8 minutes
+        with the cases that look alike merged, as in EMNIST 97.25 %
+    --dataset folder --width 2 --epochs 24 --amp            81.05 %   19 minutes
 
-EMNIST are 8,000 digits of it, the folder 12,000 photos of CIFAR-10. Of the glyphs
-that are mistaken, most are O for 0 and I for l. Accuracies are those of the last
-epoch, not of the best one.
+EMNIST are 8,000 digits of it, the folder 12,000 photos of CIFAR-10. Of the
+glyphs that are mistaken, most are O for 0 and I for l. Accuracies are those of
+the last epoch, not of the best one.
 
-Differences from the papers: momentum stays 0.9 over the cycle, whose peak was not
-searched for.
+Differences from the papers: momentum stays 0.9 over the cycle, whose peak was
+not searched for.
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
 Two networks play against each other. The discriminator D tells data x from
 samples G(z), the generator G turns noise z into samples that D takes for data
-(Goodfellow et al. 2014, arXiv 1406.2661, the non-saturating form of section 3):
+(Goodfellow et al. 2014, arXiv 1406.2661, the non-saturating form of section
+3):
 
     D:  min  -E_x[log D(x)] - E_z[log(1 - D(G(z)))]
     G:  min  -E_z[log D(G(z))]
@@ -12,14 +13,16 @@ samples G(z), the generator G turns noise z into samples that D takes for data
 Images are 28 x 28 pixels. On two CPU cores an epoch of MNIST takes two minutes
 (AMD) or four (Intel); most digits can be read after three epochs.
 
-Without BatchNorm1d after the linear layers (--no-linear-bn) G never catches up,
-and all its samples collapse into one: results/README.md shows both. What makes
-samples better, as --fid scores them, is measured in benchmarks/README.md.
+Without BatchNorm1d after the linear layers (--no-linear-bn) G never catches
+up, and all its samples collapse into one: results/README.md shows both. What
+makes samples better, as --fid scores them, is measured in
+benchmarks/README.md.
 
 Differences from the paper: 28 x 28 pixels, hence linear layers up to 5 x 5 and
-other kernels; sigmoid and [0, 1] in place of tanh and [-1, 1], the first samples
-as bright as the data; normal z; a larger learning rate and smaller batches;
-samples come from a moving average of G's weights (--ema 0 turns it off).
+other kernels; sigmoid and [0, 1] in place of tanh and [-1, 1], the first
+samples as bright as the data; normal z; a larger learning rate and smaller
+batches; samples come from a moving average of G's weights (--ema 0 turns it
+off).
 """
 
 import argparse
