@@ -1,5 +1,4 @@
-"""From tensors to nn.Module: a tour that runs, and one network, trained three
-ways.
+"""From tensors to nn.Module: a tour that runs, and one net trained three ways.
 
 The network is x W1 -> relu -> W2, its loss L the summed squared error.
 Forwards, with shapes:
