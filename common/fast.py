@@ -7,7 +7,6 @@ What each of these earns is measured, each taken back alone, by ``benchmarks/dcg
 import contextlib
 import copy
 import ctypes
-import os
 import sys
 from collections import Counter
 
@@ -31,7 +30,6 @@ def keep_memory():
     time of a step of train_dcgan.py, and a third of that of smoothgrad.py, whose largest tensors
     exceed any threshold that glibc accepts (benchmarks/README.md).
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large tensors in huge pages
     if sys.platform == "linux":
         mmap_max, trim_threshold = -4, -1  # numbers from glibc's malloc.h
         with contextlib.suppress(OSError, AttributeError):
@@ -285,14 +283,6 @@ class FusedConvReLU(torch.autograd.Function):
         weight, y = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.how
         grad = torch.ops.aten.hardtanh_backward(grad, y, 0.0, ctx.limit)
-        ahead = [k - 1 - p for k, p in zip(weight.shape[2:], padding, strict=True)]
-        if max(stride + dilation) == 1 and min(ahead) >= 0 and groups > 1:
-            # The same sum as a convolution forwards, which oneDNN does faster.
-            weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(2, 3)
-            grad = torch.ops.mkldnn._convolution_pointwise(
-                grad, weight, None, ahead, stride, dilation, groups, "none", [], ""
-            )
-            return grad, None, None, None, None
         # Only its shape and layout are read; another layout would cost copies.
         like = torch.empty(ctx.shape, memory_format=torch.channels_last)
         grad, _, _ = torch.ops.aten.convolution_backward(
