@@ -28,6 +28,7 @@ activations stay finite without BatchNorm.
 
 import argparse
 import copy
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -44,7 +45,7 @@ import explain_perturb
 import smoothgrad
 from common.classifiers import find_class, load_classifier
 from common.device import is_first, make_rng, set_up
-from common.errors import exit_code, interruptible, number, seed_int
+from common.errors import UserError, exit_code, interruptible, number, seed_int
 from common.images import save_figure, to_line
 from common.photos import (
     SAMPLES,
@@ -102,24 +103,113 @@ def brightness_map(network, x, target, rng):
 # -------------------------------------------------------------------- maps of other publications
 
 
-def grad_cam(network, x, target, rng):
-    """Weight the last feature maps by their mean gradients (Selvaraju 2017, arXiv 1610.02391)."""
-    last = {}
+def grad_cam(network, x, target, rng=None):
+    """Weight the last feature maps by their mean gradients (Selvaraju 2017, arXiv 1610.02391).
+
+    The last feature maps are the last grid that all evidence flows through and whose cells still
+    count: of a CNN the last convolutional stage; of a ViT with a class token, which reads the
+    patches in the last block, the tokens that enter this block.
+
+    :raises UserError: if the network has no such grid
+    """
+    grids = []
+    learned = False  # has a layer with weights been passed? what comes before is still the photo
 
     def note(module, inputs, output):
-        if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[-1] > 1:
-            last["maps"] = output
+        nonlocal learned
+        learned = learned or any(True for _ in module.parameters(recurse=False))
+        # A final LayerNorm evens out what the cells differ in.
+        fits = torch.is_tensor(output) and not isinstance(module, nn.LayerNorm)
+        if learned and fits and output.requires_grad and to_grid(output) is not None:
+            grids.append(output)
 
     hooks = [module.register_forward_hook(note) for module in network.modules()]
     try:
         with torch.enable_grad():
-            score = network(x.detach().requires_grad_())[0, target[0]]
-            (gradient,) = torch.autograd.grad(score, last["maps"])
+            start = x.detach().requires_grad_() * 1
+            score = network(start)[0, target[0]]
     finally:
         for hook in hooks:
             hook.remove()
-    cam = (gradient.mean((2, 3), keepdim=True) * last["maps"].detach()).sum(1, keepdim=True)
-    return F.interpolate(cam.relu(), x.shape[-2:], mode="bilinear")[0, 0]
+    nodes = bottlenecks(score.grad_fn, start.grad_fn)
+    grids = [grid for grid in grids if grid.grad_fn in nodes]
+    gradients = torch.autograd.grad(score, grids) if grids else []
+    for grid, gradient in reversed(list(zip(grids, gradients, strict=True))):
+        maps = to_grid(grid.detach())
+        slopes = to_grid(gradient)
+        if slopes.any():
+            cam = (slopes.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True)
+            return F.interpolate(cam.relu(), x.shape[-2:], mode="bilinear")[0, 0]
+    raise UserError("Grad-CAM needs a grid of features, and this network has none")
+
+
+def to_grid(values):
+    """Lay features out as (N, C, H, W).
+
+    :param torch.Tensor values: (N, C, H, W); channels last, (N, H, W, C); or tokens, (N, T, C), of
+        which up to eight may be class and register tokens, which come first and are left out
+    :return: None if they are no square grid
+    :rtype: torch.Tensor
+    """
+    if values.ndim == 4 and values.shape[2] == values.shape[3] > 1:
+        return values
+    if values.ndim == 4 and values.shape[1] == values.shape[2] > 1:
+        return values.permute(0, 3, 1, 2)
+    if values.ndim == 3 and values.shape[1] >= 4:
+        side = math.isqrt(values.shape[1])
+        extra = values.shape[1] - side**2
+        if extra <= 8:
+            return values[:, extra:].transpose(1, 2).unflatten(2, (side, side))
+    return None
+
+
+def bottlenecks(end, start):
+    """Find the nodes of autograd's graph that every path from end to start leads through.
+
+    An attention matrix, or one of two branches, is no bottleneck: some evidence flows past it.
+
+    :param torch.autograd.graph.Node end: of the score
+    :param torch.autograd.graph.Node start: of the photo
+    :rtype: set
+    """
+    behind = {}
+    before = {end: []}
+    stack = [end]
+    while stack:
+        node = stack.pop()
+        if node in behind:
+            continue
+        behind[node] = [other for other, _ in node.next_functions if other is not None]
+        for other in behind[node]:
+            before.setdefault(other, []).append(node)
+        stack += behind[node]
+    relevant = set()  # what lies between the two
+    stack = [start]
+    while stack:
+        node = stack.pop()
+        if node not in relevant:
+            relevant.add(node)
+            stack += before[node]
+
+    # Walk from end to start, a node after all that lie before it. Where no edge but its own is
+    # open, all paths meet.
+    arriving = {node: sum(other in relevant for other in before[node]) for node in relevant}
+    waiting = dict(arriving)
+    found = set()
+    open_edges = 0
+    ready = [end]
+    while ready:
+        node = ready.pop()
+        open_edges -= arriving[node]
+        if open_edges == 0:
+            found.add(node)
+        for other in behind[node]:
+            if other in relevant:
+                open_edges += 1
+                waiting[other] -= 1
+                if waiting[other] == 0:
+                    ready.append(other)
+    return found
 
 
 @torch.no_grad()
@@ -214,6 +304,11 @@ METHODS = {
     "RISE": rise,
 }
 BLIND = ("random", "centre", "edges", "brightness")
+NEEDS = {  # maps that not every network can have, by the function that says why
+    "Guided Backpropagation": smoothgrad.guided_backprop,
+    "Guided Backpropagation, smooth": smoothgrad.guided_backprop,
+    "Grad-CAM": grad_cam,
+}
 
 
 # ------------------------------------------------------------------------------- curves and areas
@@ -254,7 +349,7 @@ def smallest_area(curve):
     :rtype: float
     """
     low = np.flatnonzero(curve <= LEFT * curve[0])
-    if not len(low):
+    if not len(low) or curve[0] == 0:  # what isn't there can't be lost
         return 1.0
     i = low[0]
     fraction = (curve[i - 1] - LEFT * curve[0]) / (curve[i - 1] - curve[i])
@@ -346,7 +441,32 @@ def to_unit(heat):
     return np.clip((heat - low) / (high - low + 1e-30), 0, 1)
 
 
-# ----------------------------------------------------------------------------------- photo by photo
+# -------------------------------------------------------------------------------- photo by photo
+
+
+def leave_out(methods, network, x):
+    """Leave out, with a line for each, the methods that a network can't have.
+
+    :param list[str] methods: names in METHODS
+    :param torch.Tensor x: any image, (1, C, H, W)
+    :return: the others
+    :rtype: list[str]
+    :raises UserError: if there are none
+    """
+    target = torch.tensor([0], device=x.device)
+    left = []
+    for name in methods:
+        try:
+            if name in NEEDS:
+                NEEDS[name](network, x, target)
+            left.append(name)
+        except UserError as error:
+            why = error
+            if is_first():
+                print(f"without  {name}: {error}")
+    if not left:
+        raise UserError(str(why))
+    return left
 
 
 def rank_pixels(args, network, x, target):
@@ -683,6 +803,8 @@ def main(argv=None):
     save_arguments(folder, SCRIPT, args)
     if is_first():
         (folder / "maps").mkdir(exist_ok=True)
+    example = torch.rand(1, classifier.channels, classifier.size, classifier.size).to(device)
+    args.methods = leave_out(args.methods, classifier.network, example)
     checked = set(photos[: args.sanity])
 
     def explain(pairs):

@@ -660,10 +660,11 @@ def draw_panel(path, photo, mask, perturbed, record):
         (left, photo, f"{name}, {record['probability']:.1%}"),
         (right, perturbed, f"{name}, {record['probability_after']:.2%}"),
     ):
-        axes.imshow(picture.permute(1, 2, 0).squeeze(), cmap="gray", interpolation="nearest")
+        pixels = picture.permute(1, 2, 0).squeeze().numpy()
+        axes.imshow(pixels, cmap="gray", interpolation="nearest")
         axes.set_title(title, fontsize=10, parse_math=False)  # a $ is a $
         axes.axis("off")
-    image = middle.imshow(1 - mask, cmap="inferno", vmin=0, vmax=1, interpolation="nearest")
+    image = middle.imshow(1 - mask.numpy(), cmap="inferno", vmin=0, vmax=1, interpolation="nearest")
     bar = figure.colorbar(image, ax=middle, fraction=0.046, ticks=[0, 0.5, 1])
     bar.set_label("deleted (1 − m)")
     middle.set_title(f"{record['area']:.1%} deleted", fontsize=10)

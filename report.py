@@ -43,6 +43,7 @@ LEGS = 16  # steps of a walk from one noise vector to the next
 # Which columns of a table of epochs are drawn together; any other is drawn alone.
 PANELS = (("d_loss", "g_loss"), ("d_real", "d_fake"), ("precision", "recall"),
           ("train_loss", "test_loss"))  # fmt: skip
+CURVES = {"curves.png", "losses.png"}  # the same, as the scripts draw them
 UNDRAWN = {"epoch", "images_per_second", "class_distance", "largest_class"}
 # Entries of metrics.json that have a place of their own; older runs listed their files.
 PLACED = {"script", "command", "args", "device", "versions", "seconds", "dataset", "epochs",
@@ -283,11 +284,13 @@ def describe_walks(folder):
     import train_dcgan
 
     state = load_checkpoint(folder, "train_dcgan")
+    if state["args"].get("latent", "normal") != "normal":
+        raise ValueError("an older run, whose noise train_dcgan.py no longer draws")
     args = argparse.Namespace(**state["args"])
     generator, _ = train_dcgan.make_networks(args, channels=state["shape"][1])
     restore({"ema": generator}, state)
     z = train_dcgan.draw_z(64, args, make_rng("cpu", args.seed))  # that of the grids
-    walks = make_walks(z[:WALKS], train_dcgan.interpolate)
+    walks = make_walks(z[-WALKS:], train_dcgan.interpolate)
     samples = torch.cat(list(train_dcgan.generate(generator, walks)))
     pixels = (samples * 255).round().byte().permute(0, 2, 3, 1).numpy()  # (steps * N, H, W, C)
     steps = pixels.reshape(-1, WALKS, *pixels.shape[1:]).swapaxes(1, 2)  # (steps, H, N, W, C)
@@ -298,19 +301,24 @@ def describe_walks(folder):
 # ---------------------------------------------------------------------------------- other numbers
 
 
-def to_cell(mean=None, error=None, count=None):
-    """Write a mean over photos with its standard error; "–" where there is none."""
-    if mean is None:
-        return "–"
-    number = f"{mean:,.0f}" if mean == round(mean) else f"{mean:.3f}"
-    return f"{number} ± {error:.3f}" if error else number
-
-
 def describe_table(table):
-    """Describe the table of compare_explanations.py, by method and by column."""
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    rows = [[name, *(to_cell(*row.get(c, ())) for c in columns)] for name, row in table.items()]
-    return {"title": "Methods", "head": ["method", *columns], "rows": rows}
+    """Describe the table of compare_explanations.py: mean, error, photos, by method and column."""
+    columns = dict.fromkeys(column for row in table.values() for column in row)
+    rows = [[name] for name in table]
+    for column in columns:
+        found = [row.get(column) or (None, None, 0) for row in table.values()]
+        whole = all(mean is None or mean == round(mean) for mean, _, _ in found)
+        for row, (mean, error, count) in zip(rows, found, strict=True):
+            if mean is None or whole:
+                row.append("–" if mean is None else f"{mean:,.0f}")
+            else:
+                row.append(f"{mean:.3f}" + (f" ± {error:.3f}" if count > 1 else ""))
+    return {"head": ["method", *columns], "rows": rows}
+
+
+def is_nested(value):
+    """Tell whether a value of metrics.json holds others."""
+    return isinstance(value, (dict, list))
 
 
 def flatten(value, names=()):
@@ -318,18 +326,21 @@ def flatten(value, names=()):
     if isinstance(value, dict):
         for name, part in value.items():
             yield from flatten(part, (*names, name))
-    elif not (isinstance(value, list) and len(value) > 8):
+    elif not isinstance(value, list) or (len(value) <= 8 and not any(map(is_nested, value))):
         yield [", ".join(names), to_text(value)]
 
 
 def describe_numbers(metrics):
-    """Collect what has no place of its own on the page: one table for each entry."""
-    tables = []
+    """Collect what has no place of its own on the page: [name, text], by the entry's name."""
+    groups = {}
     for name, value in metrics.items():
-        rows = [] if name in PLACED or value is None else list(flatten(value))
+        if name in PLACED or value is None:
+            continue
+        title = name.replace("_", " ")
+        rows = [[label or title, text] for label, text in flatten(value)]
         if rows:
-            tables.append({"title": name.replace("_", " "), "head": [], "rows": rows})
-    return tables
+            groups.setdefault(title if isinstance(value, dict) else "results", []).extend(rows)
+    return groups
 
 
 # ---------------------------------------------------------------------------------------- the page
@@ -339,7 +350,7 @@ def read_metrics(folder):
     """Read the record of a run.
 
     :param pathlib.Path folder: the run folder
-    :return: what metrics.json holds; "script" and "args" are there in any case
+    :return: what metrics.json holds; script, args, epochs and images are there in any case
     :rtype: dict
     :raises UserError: if there is none, or it is damaged
     """
@@ -352,19 +363,13 @@ def read_metrics(folder):
         metrics = dict(without_nan(json.loads(file.read_text(encoding="utf-8"))))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is damaged: run the script again") from error
-    if not isinstance(metrics.get("args"), dict):
-        metrics["args"] = {}
+    for name, kind in (("args", dict), ("epochs", list), ("images", list)):
+        if not isinstance(metrics.get(name), kind):
+            metrics[name] = kind()
     if not isinstance(metrics.get("script"), str):  # an older run: python train_dcgan.py ...
         words = str(metrics.get("command", "")).split()
         metrics["script"] = Path(words[1]).stem if len(words) > 1 else ""
     return metrics
-
-
-def read_rows(metrics, name, lost):
-    """Return a list of records in metrics.json, but for what is none."""
-    rows = metrics.get(name)
-    rows = rows if isinstance(rows, list) else []
-    return try_each(dict, rows, name, lost)
 
 
 def repeat_command(metrics):
@@ -391,6 +396,8 @@ def repeat_command(metrics):
         if default or value is None or name in ("out", "resume"):
             continue
         if name not in defaults:  # a flag of another version
+            if value is False:
+                continue
             return typed, lead
         flag = ("--" if len(name) > 1 else "-") + name.replace("_", "-")
         if value is False:
@@ -414,7 +421,7 @@ def describe_run(folder, metrics):
     args = metrics["args"]
     command, lead = repeat_command(metrics)
 
-    images = read_rows(metrics, "images", lost)
+    images = try_each(dict, metrics["images"], "images", lost)
     images = [i for i in images if "curve" in i or isinstance(i.get("maps"), list)]
     images = thin(images, "photos", notes)
     model = str(args.get("model") or "")
@@ -422,7 +429,7 @@ def describe_run(folder, metrics):
 
     grids = thin(find_grids(folder), "grids", notes)
     frames = try_each(describe_grid, grids, "grids", lost)
-    epochs = read_rows(metrics, "epochs", lost)
+    epochs = try_each(dict, metrics["epochs"], "epochs", lost)
     columns = dict.fromkeys(column for row in epochs for column in row if column not in UNDRAWN)
     panels = dict.fromkeys(next((p for p in PANELS if c in p), (c,)) for c in columns)
     floor = metrics.get("fid")
@@ -432,17 +439,21 @@ def describe_run(folder, metrics):
     runs = [folder] if metrics["script"] == "train_dcgan" and epochs else []
     walks = try_each(describe_walks, runs, "walks", lost)
 
-    table = [metrics["table"]] if metrics.get("table") else []
-    table = try_each(describe_table, table, "tables", lost)
+    tables = [metrics["table"]] if metrics.get("table") else []
+    tables = try_each(describe_table, tables, "tables", lost)
     files = sorted(f for f in folder.glob("[!.]*") if f.suffix.lower() in (".png", ".gif"))
-    files = thin([] if photos or frames else files, "pictures", notes)
+    if photos or frames:
+        files = []  # the page shows the same
+    elif epochs:
+        files = [f for f in files if f.name not in CURVES]
+    files = thin(files, "pictures", notes)
     pictures = try_each(describe_picture, files, "pictures", lost)
 
     facts = {"device": metrics.get("device"), "seconds": metrics.get("seconds"),
              "data": metrics.get("dataset"), "versions": metrics.get("versions")}  # fmt: skip
-    gone = ", ".join(f"{what}: {count}" for what, count in lost.items())
+    gone = ", ".join(f"{count} of the {what}" for what, count in lost.items())
     if gone:
-        notes.append(f"Left out, as it is gone or damaged: {gone}.")
+        notes.append(f"Left out, because it is gone or damaged: {gone}.")
     inferno = matplotlib.colormaps["inferno"](range(256))[:, :3] * 255
     return {
         "title": f"{metrics['script']}.py" if metrics["script"] else folder.resolve().name,
@@ -455,8 +466,9 @@ def describe_run(folder, metrics):
         "panels": list(panels),
         "levels": {"fid": floor},
         "walks": walks,
-        "tables": table + describe_numbers(metrics),
+        "tables": tables,
         "pictures": pictures,
+        "numbers": describe_numbers(metrics),
         "command": command,
         "arguments": [["-" * (1 + (len(name) > 1)) + name.replace("_", "-"), to_text(value)]
                       for name, value in args.items()],

@@ -31,6 +31,7 @@ correlation of two maps of n samples.
 import argparse
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -157,6 +158,7 @@ def make_baseline(kind, x, rng):
 
 RELUS = {"relu", "relu_", "relu6"}  # functions and methods of torch, by name
 CLAMPS = {"hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"}
+OTHERS = {"leaky_relu", "leaky_relu_", "elu", "gelu", "silu", "hardswish", "mish", "softplus"}
 
 
 class GuidedReLUs(TorchFunctionMode):
@@ -165,7 +167,10 @@ class GuidedReLUs(TorchFunctionMode):
     Functions are watched, not modules: ``F.relu`` and ``x.relu_()`` are found as ``nn.ReLU`` is.
     """
 
-    count = 0  # of ReLUs that were guided
+    def __init__(self):
+        super().__init__()
+        self.count = 0  # of ReLUs that were guided
+        self.others = Counter()  # other activations, by name: they stay as they are
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Call the function; guide the gradient of its output if it is a ReLU."""
@@ -177,6 +182,8 @@ class GuidedReLUs(TorchFunctionMode):
         if (name in RELUS or clamps_at_0) and output.requires_grad:
             output.register_hook(lambda gradient: gradient.clamp_min(0))
             self.count += 1
+        elif name in OTHERS:
+            self.others[name] += 1
         return output
 
 
@@ -190,8 +197,22 @@ def guided_backprop(network, x, target, score="logit"):
     with GuidedReLUs() as guided:
         found = gradient(network, x, target, score)
     if not guided.count:
-        raise UserError("this network has no ReLU to guide: choose another --method or --model")
+        raise UserError("this network has no ReLU to guide: choose another map or another model")
     return found
+
+
+def describe_guiding(network, x):
+    """Say how many activations Guided Backpropagation guides, of which kinds it leaves how many.
+
+    :param torch.Tensor x: any image, (1, C, H, W)
+    :return: one line; empty if all are ReLUs
+    :rtype: str
+    :raises UserError: if none is
+    """
+    with GuidedReLUs() as guided:
+        guided_backprop(network, x, torch.tensor([0], device=x.device))
+    kinds = " and ".join(f"{count} {name}" for name, count in guided.others.items())
+    return f"{guided.count} ReLUs are guided, {kinds} are not" if kinds else ""
 
 
 # ------------------------------------------------------------------------------------- SmoothGrad
@@ -523,8 +544,8 @@ def draw_panel(path, photo, heats, records, title, method):
     for axes in grid.flat:
         axes.axis("off")
     style = {"vmin": 0, "vmax": 1, "interpolation": "nearest"}
-    grey = photo.mean(0)
-    grid[0, 0].imshow(photo.permute(1, 2, 0).squeeze(), cmap="gray", **style)
+    grey = photo.mean(0).numpy()
+    grid[0, 0].imshow(photo.permute(1, 2, 0).squeeze().numpy(), cmap="gray", **style)
     grid[0, 0].set_title("photo", fontsize=10)
     words = "below: probability left\nwhen the top 10 %\nof pixels are blurred\n(random 10 %)"
     grid[1, 0].text(0.5, 0.5, words, ha="center", va="center", fontsize=9)
@@ -636,11 +657,14 @@ def main(argv=None):
     # What is wrong with the arguments, and not with a photo, is said before the first one.
     if args.target is not None:
         find_class(classifier.classes, args.target)
+    note = ""
     if args.method == "guided":
-        blank = torch.zeros(1, classifier.channels, classifier.size, classifier.size, device=device)
-        guided_backprop(classifier.network, blank, torch.tensor([0], device=device))
+        example = torch.rand(1, classifier.channels, classifier.size, classifier.size).to(device)
+        note = describe_guiding(classifier.network, example)
     folder = open_run(SCRIPT, args.out, args.resume)
     save_arguments(folder, SCRIPT, args)
+    if note and is_first():
+        print(f"warning: {note}", file=sys.stderr)
     chunk = args.chunk or (8 if device.type == "cpu" else 64)
 
     def explain(pairs):

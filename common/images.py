@@ -162,6 +162,8 @@ def save_gif(path, frames, seconds=12):
 
     each = min(500, max(40, 1000 * seconds / len(frames)))  # milliseconds; viewers slow down < 40
     durations = [each] * (len(frames) - 1) + [2000]
+    if len(frames) == 1:
+        durations = 2000  # of one picture Pillow wants a number
     frames = [frame // 8 * 8 for frame in frames]  # 32 greys do, and keep a hundred below 3 MB
     with replacing(path) as part:
         iio.imwrite(part, frames, plugin="pillow", duration=durations, loop=0)
