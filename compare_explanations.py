@@ -47,6 +47,7 @@ from common.classifiers import find_class, load_classifier
 from common.device import is_first, make_rng, set_up
 from common.errors import UserError, exit_code, interruptible, number, seed_int
 from common.images import save_figure, to_line
+from common.networks import check_classifier, load_weights
 from common.photos import (
     SAMPLES,
     explain_photos,
@@ -536,8 +537,7 @@ def explain_photo(classifier, args, folder, sanity, photo, stem):
     """
     started = time.time()
     network = classifier.network
-    x = read_photo(photo, classifier.resize, classifier.size, classifier.channels)
-    x = x.to(classifier.device)
+    x = read_photo(photo, classifier).to(classifier.device)
     with torch.no_grad():
         probabilities = network(x).softmax(1)[0]
     ranked = probabilities.argsort(descending=True).tolist()
@@ -754,7 +754,13 @@ def get_parser():
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="efficientnet_lite0", metavar="NAME",
                        help="efficientnet_lite0 needs no download; or any of torchvision.models, "
-                            "timm/NAME, or a run of train_classifier.py (default: %(default)s)")
+                            "timm/NAME, a run of train_classifier.py, or with --arch a file of "
+                            "weights, my.pth (default: %(default)s)")
+    group.add_argument("--arch", metavar="NAME",
+                       help="whose weights the file --model holds: any of torchvision.models, or "
+                            "timm/NAME")
+    group.add_argument("--classes", metavar="NAMES",
+                       help="with --arch, names of the classes: a file with one a line, or a,b,c")
     group.add_argument("--target", help="class to explain, index or name (default: the top one)")
 
     group = parser.add_argument_group("method")
@@ -796,7 +802,11 @@ def main(argv=None):
         args.methods = ["random", "gradient", "Grad-CAM"]
     photos = find_photos(args.image)
     device = set_up(args.cuda, args.seed, args.device)
-    classifier = load_classifier(args.model, device)
+    if args.arch:
+        classifier = load_weights(args.model, args.arch, args.classes, device)
+    else:
+        classifier = load_classifier(args.model, device)
+    classifier = check_classifier(classifier)
     if args.target is not None:
         find_class(classifier.classes, args.target)  # a mistake in it is no single photo's fault
     folder = open_run(SCRIPT, args.out, args.resume)

@@ -47,7 +47,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common.classifiers import eval_mode, find_class, load_classifier
+from common.classifiers import find_class, load_classifier
 from common.device import fit_memory, is_first, make_rng, set_up
 from common.errors import UserError, exit_code, interruptible, number, positive_int, seed_int
 from common.images import (
@@ -59,6 +59,7 @@ from common.images import (
     to_grey,
     to_line,
 )
+from common.networks import check_classifier, eval_mode, load_weights
 from common.photos import (
     explain_photos,
     find_photos,
@@ -310,7 +311,6 @@ class Game:
         low = self.areas[0].log()
         high = self.areas[-1].log()
         areas = (low + (high - low) * place / strata).exp()
-        torch.randn(self.pictures, **on)  # MATRIX
         return Draw(shifts, areas, progress)
 
     def perturb(self, m, shifts):
@@ -545,8 +545,7 @@ def explain_group(classifier, args, settings, folder, pairs):
     :rtype: list[dict]
     """
     network = classifier.network
-    photos = [photo for photo, _ in pairs]
-    x = [read_photo(p, classifier.resize, classifier.size, classifier.channels) for p in photos]
+    x = [read_photo(photo, classifier) for photo, _ in pairs]
     started = time.time()
     x = torch.cat(x).to(classifier.device)
     with torch.no_grad():
@@ -700,7 +699,13 @@ def get_parser():
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="efficientnet_lite0", metavar="NAME",
                        help="efficientnet_lite0 needs no download; or any of torchvision.models, "
-                            "timm/NAME, or a run of train_classifier.py (default: %(default)s)")
+                            "timm/NAME, a run of train_classifier.py, or with --arch a file of "
+                            "weights, my.pth (default: %(default)s)")
+    group.add_argument("--arch", metavar="NAME",
+                       help="whose weights the file --model holds: any of torchvision.models, or "
+                            "timm/NAME")
+    group.add_argument("--classes", metavar="NAMES",
+                       help="with --arch, names of the classes: a file with one a line, or a,b,c")
     group.add_argument("--target", help="class to explain, index or name (default: the top one)")
 
     group = parser.add_argument_group("method")
@@ -780,7 +785,11 @@ def main(argv=None):
         raise UserError("--optimizer lbfgs takes one photo at a time: leave out --batch")
     photos = find_photos(args.image)
     device = set_up(args.cuda, args.seed, args.device)
-    classifier = load_classifier(args.model, device)
+    if args.arch:
+        classifier = load_weights(args.model, args.arch, args.classes, device)
+    else:
+        classifier = load_classifier(args.model, device)
+    classifier = check_classifier(classifier)
     if args.target is not None:
         find_class(classifier.classes, args.target)  # a mistake in it is no single photo's fault
     folder = open_run(SCRIPT, args.out, args.resume)

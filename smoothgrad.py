@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from common.classifiers import eval_mode, find_class, load_classifier
+from common.classifiers import find_class, load_classifier
 from common.device import fit_memory, is_first, make_rng, ranks, set_up
 from common.errors import UserError, exit_code, interruptible, number, positive_int, seed_int
 from common.images import (
@@ -53,6 +53,7 @@ from common.images import (
     to_grey,
     to_line,
 )
+from common.networks import check_classifier, eval_mode, load_weights
 from common.photos import (
     explain_photos,
     find_photos,
@@ -460,8 +461,7 @@ def explain_photo(classifier, args, folder, photo, stem, chunk):
     """
     started = time.time()
     network = classifier.network
-    x = read_photo(photo, classifier.resize, classifier.size, classifier.channels)
-    x = x.to(classifier.device)
+    x = read_photo(photo, classifier).to(classifier.device)
     label, probability, top5 = classify(classifier, x, args.target)
     say(f"{photo}: " + ", ".join(f"{name} {p:.1%}" for name, p in top5))
     target = torch.tensor([label], device=x.device)
@@ -592,7 +592,13 @@ def get_parser():
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="efficientnet_lite0", metavar="NAME",
                        help="efficientnet_lite0 needs no download; or any of torchvision.models, "
-                            "timm/NAME, or a run of train_classifier.py (default: %(default)s)")
+                            "timm/NAME, a run of train_classifier.py, or with --arch a file of "
+                            "weights, my.pth (default: %(default)s)")
+    group.add_argument("--arch", metavar="NAME",
+                       help="whose weights the file --model holds: any of torchvision.models, or "
+                            "timm/NAME")
+    group.add_argument("--classes", metavar="NAMES",
+                       help="with --arch, names of the classes: a file with one a line, or a,b,c")
     group.add_argument("--target", help="class to explain, index or name (default: the top one)")
 
     group = parser.add_argument_group("method")
@@ -653,7 +659,11 @@ def main(argv=None):
     args.noise = list({f"{100 * noise:g}": noise for noise in args.noise}.values())  # each once
     photos = find_photos(args.image)
     device = set_up(args.cuda, args.seed, args.device)
-    classifier = load_classifier(args.model, device)
+    if args.arch:
+        classifier = load_weights(args.model, args.arch, args.classes, device)
+    else:
+        classifier = load_classifier(args.model, device)
+    classifier = check_classifier(classifier)
     # What is wrong with the arguments, and not with a photo, is said before the first one.
     if args.target is not None:
         find_class(classifier.classes, args.target)

@@ -3,14 +3,19 @@
 import difflib
 import os
 import socket
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import nn
 
 from common.errors import UserError
-from common.fast import fold, speed_up_linear
+from common.fast import fold, speed_up_linear, use_channels_last
+from common.images import crop_square
 from common.run import load_checkpoint
 
 
@@ -18,8 +23,9 @@ class Classifier(NamedTuple):
     """A classifier, and what one must know to feed it.
 
     ``network`` maps pixels (N, ``channels``, ``size``, ``size``) in [0, 1] to logits
-    (N, len(``classes``)): normalised within, in eval mode, frozen, on ``device``. Photos are
-    resized to ``resize`` pixels, the shorter side, and cropped to ``size``.
+    (N, len(``classes``)): normalised within, in eval mode, frozen, on ``device``. A photo's shorter
+    side is resized to ``resize`` pixels and its centre cropped to ``size``; or ``transform``, where
+    it is given, turns a Pillow picture, grey or RGB, into pixels, (channels, size, size).
     """
 
     name: str
@@ -29,6 +35,7 @@ class Classifier(NamedTuple):
     size: int
     resize: int
     device: torch.device
+    transform: Callable | None = None
 
 
 class Normalise(nn.Module):
@@ -48,30 +55,14 @@ class Normalise(nn.Module):
         return torch.addcmul(self.shift, x, self.scale)
 
 
-@contextmanager
-def eval_mode(network):
-    """Put a network into eval mode for a block, whatever each of its modules was in before.
-
-    In train mode BatchNorm would couple the images of a batch, and dropout make each call differ.
-
-    :param torch.nn.Module network: in its own modes again after the block, also after an error
-    """
-    training = [module for module in network.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+# ---------------------------------------------------------------------------------------- loading
 
 
 def load_classifier(name="efficientnet_lite0", device="cpu"):
     """Load a trained classifier and make it ready to be explained.
 
     :param str name: "efficientnet_lite0" (its weights come with the requirements), a classifier
-        of torchvision.models, "timm/NAME", or a checkpoint of train_classifier.py: the file or its
-        run folder
+        of torchvision.models, "timm/NAME", or a run of train_classifier.py
     :param torch.device device: where to
     :return: the classifier; BatchNorm folded, channels last
     :rtype: Classifier
@@ -85,11 +76,22 @@ def load_classifier(name="efficientnet_lite0", device="cpu"):
         found = load_trained(name)
     else:
         found = load_torchvision(name)
-    network, mean, std, classes, channels, size, resize = found
-    network = fold(network.eval(), torch.rand(1, channels, size, size))
+    return prepare(name, device, *found)
+
+
+def prepare(name, device, network, mean, std, classes, size, transform):
+    """Make a network ready to be explained: normalising, folded, frozen, channels last.
+
+    :param list[float] mean: of each channel, as it was trained
+    :param list[float] std: of each channel
+    :param Callable transform: as in :class:`Classifier`; the other parameters too
+    :rtype: Classifier
+    """
+    network = fold(network.eval(), torch.rand(1, len(mean), size, size))
     network = nn.Sequential(Normalise(mean, std), network).eval().requires_grad_(False)
-    network.to(device, memory_format=torch.channels_last)
-    return Classifier(name, network, classes, channels, size, resize, torch.device(device))
+    use_channels_last(network.to(device))
+    device = torch.device(device)
+    return Classifier(name, network, classes, len(mean), size, size, device, transform)
 
 
 def load_lite0():
@@ -105,7 +107,9 @@ def load_lite0():
     if ours != theirs:
         raise UserError("timm's efficientnet_lite0 isn't that of its weights: reinstall both")
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
-    return network, [127 / 255] * 3, [128 / 255] * 3, imagenet_classes(), 3, 224, 256
+    # As it was trained: the middle 224 / (224 + 32) of the shorter side, then one bicubic resize.
+    transform = partial(crop_square, size=224, fraction=224 / 256)
+    return network, [127 / 255] * 3, [128 / 255] * 3, imagenet_classes(), 224, transform
 
 
 def is_torchvision(name):
@@ -115,8 +119,11 @@ def is_torchvision(name):
     return name in models.list_models(models)
 
 
-def load_torchvision(name):
-    """Load a classifier of torchvision.models with its default weights."""
+def load_torchvision(name, classes=None):
+    """Load a classifier of torchvision.models with its default weights.
+
+    :param int classes: make one with that many outputs, and without weights
+    """
     from torchvision import models
 
     if not is_torchvision(name):
@@ -125,31 +132,45 @@ def load_torchvision(name):
         near = near or ": --help says what --model takes"
         raise UserError(f"no model or checkpoint {name}{near}")
     weights = models.get_model_weights(name).DEFAULT
-    with downloading(name):
-        network = models.get_model(name, weights=weights)
-    how = weights.transforms()
-    size, resize = how.crop_size[0], how.resize_size[0]
-    return network, how.mean, how.std, list(weights.meta["categories"]), 3, size, resize
+    if classes is None:
+        with downloading(name):
+            network = models.get_model(name, weights=weights)
+    else:
+        network = models.get_model(name, num_classes=classes)
+    transform = weights.transforms()
+    mean, std = transform.mean, transform.std
+    transform.mean, transform.std = [0.0] * 3, [1.0] * 3  # the network normalises
+    size = transform.crop_size[0]
+    return network, mean, std, list(weights.meta["categories"]), size, transform
 
 
-def load_timm(name):
-    """Load a classifier of timm with its default weights."""
+def load_timm(name, classes=None):
+    """Load a classifier of timm with its default weights.
+
+    :param int classes: make one with that many outputs, and without weights
+    """
     import timm
 
-    if not timm.is_model_pretrained(name):
-        known = [*timm.list_models(), *timm.list_models(pretrained=True)]
-        near = suggest("timm/" + n for n in difflib.get_close_matches(name, known) if n != name)
+    known = timm.is_model_pretrained(name) if classes is None else timm.is_model(name)
+    if not known:
+        names = [*timm.list_models(), *timm.list_models(pretrained=True)]
+        near = suggest("timm/" + n for n in difflib.get_close_matches(name, names) if n != name)
         near = near or ": timm.list_models(pretrained=True) lists those that it has"
         raise UserError(f"timm has no weights for {name or 'a model without a name'}{near}")
-    with downloading(f"timm/{name}"):
-        network = timm.create_model(name, pretrained=True)
-    how, count = network.pretrained_cfg, network.num_classes
+    if classes is None:
+        with downloading(f"timm/{name}"):
+            network = timm.create_model(name, pretrained=True)
+    else:
+        network = timm.create_model(name, num_classes=classes)
+    count = network.num_classes
     if count < 2:
         raise UserError(f"timm/{name} knows no classes, as it makes features only: give another")
-    classes = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
-    channels, size, _ = how["input_size"]
-    resize = round(size / how["crop_pct"])
-    return network, list(how["mean"]), list(how["std"]), classes, channels, size, resize
+    config = timm.data.resolve_model_data_config(network)
+    transform = timm.data.create_transform(**config)
+    transform.transforms.pop()  # the last one normalises, as the network will
+    names = imagenet_classes() if count == 1000 else [str(i) for i in range(count)]
+    mean, std = list(config["mean"]), list(config["std"])
+    return network, mean, std, names, config["input_size"][1], transform
 
 
 def load_trained(path):
@@ -161,6 +182,10 @@ def load_trained(path):
         from train_classifier import SCRIPT, make_network
     except ImportError as error:
         raise UserError(f"{path} needs train_classifier.py beside this script") from error
+    if Path(path).is_file() and Path(path).name != "checkpoint.pt":
+        raise UserError(
+            f"{path}: which network are these weights of? say --arch resnet18, or another"
+        )
     state = load_checkpoint(path, SCRIPT)
     try:
         channels, size, _ = state["shape"]
@@ -180,14 +205,9 @@ def load_trained(path):
             f"{path} holds no classifier that fits this version: train again"
         ) from error
     speed_up_linear(network)  # as while it was trained
-    return network, mean, std, classes, channels, size, size
-
-
-def imagenet_classes():
-    """Name the 1,000 classes of ImageNet, in the order of its class indices."""
-    from torchvision import models
-
-    return list(models.ResNet18_Weights.DEFAULT.meta["categories"])
+    # As a folder was read for the training.
+    transform = partial(crop_square, size=size, resample=Image.Resampling.BOX)
+    return network, mean, std, classes, size, transform
 
 
 @contextmanager
@@ -204,6 +224,13 @@ def downloading(name):
         ) from error
     finally:
         socket.setdefaulttimeout(patience)
+
+
+def imagenet_classes():
+    """Name the 1,000 classes of ImageNet, in the order of its class indices."""
+    from torchvision import models
+
+    return list(models.ResNet18_Weights.DEFAULT.meta["categories"])
 
 
 def suggest(names):

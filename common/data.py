@@ -14,13 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from common.device import is_first, share_from_first
 from common.errors import UserError
-from common.images import open_picture, picture_endings
+from common.images import crop_square, open_picture, picture_endings
 from common.run import read_tensors, replacing, save_checkpoint
 
 NAMES = ("auto", "emnist", "mnist", "fashion", "cifar10", "folder", "glyphs")
@@ -206,11 +205,12 @@ def read_folder(root, half, size):
         raise NotThereError(f"{part} has no pictures: it needs one folder of them per class")
 
     def decode(file):
-        return np.asarray(ImageOps.fit(open_picture(file), (size, size), Image.Resampling.BOX))
+        pixels = crop_square(open_picture(file), size, resample=Image.Resampling.BOX)
+        return (pixels * 255).round().byte()
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow decodes without Python's lock
         pictures = list(threads.map(decode, files))
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    images = torch.stack(pictures)
     names = [file.relative_to(part).parts[0] for file in files]
     classes = sorted(set(names))
     return images, torch.tensor([classes.index(name) for name in names]), classes

@@ -85,6 +85,13 @@ def speed_up_linear(network):
             module.__class__ = FastLinear
 
 
+def use_channels_last(network):
+    """Lay the weights of convolutions out channels last, in place: there they are fastest."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
 def fold(network, example):
     """Multiply BatchNorm into the layer before it, and let convolutions apply their own ReLU.
 

@@ -6,6 +6,7 @@ import os
 import warnings
 
 import numpy as np
+import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
 from common.errors import UserError
@@ -97,6 +98,26 @@ def to_rgb(picture, profile=None):
         except (ImageCms.PyCMSError, OSError, ValueError):
             pass  # a damaged profile, or one of another mode: the plain conversion must do
     return picture.convert("RGB")
+
+
+def crop_square(picture, size, fraction=1.0, resample=Image.Resampling.BICUBIC):
+    """Cut a square out of a picture's centre, resize it, and turn it into a tensor.
+
+    One resampling of the part that is wanted: a long picture is never enlarged as a whole.
+
+    :param PIL.Image.Image picture: mode L or RGB
+    :param int size: side to resize to, in pixels
+    :param float fraction: side of the square, as a fraction of the picture's shorter side
+    :param PIL.Image.Resampling resample: the filter
+    :return: (1 or 3, size, size), float32, in [0, 1]
+    :rtype: torch.Tensor
+    """
+    side = min(picture.size) * fraction
+    left = (picture.width - side) / 2
+    top = (picture.height - side) / 2
+    picture = picture.resize((size, size), resample, box=(left, top, left + side, top + side))
+    pixels = torch.from_numpy(np.array(picture)).view(size, size, -1)
+    return pixels.permute(2, 0, 1).float() / 255
 
 
 # ---------------------------------------------------------------------------------------- writing

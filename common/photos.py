@@ -7,15 +7,13 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
 import torch.distributed as dist
 from PIL import Image
 from tqdm import tqdm
 
 from common.device import is_first, ranks
 from common.errors import PeerError, UserError
-from common.images import open_picture, picture_endings
+from common.images import crop_square, open_picture, picture_endings
 from common.run import replacing
 
 SAMPLES = {"astronaut": "astronaut", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket"}
@@ -51,14 +49,12 @@ def find_photos(paths):
     return list(found)
 
 
-def read_photo(path, resize, size, channels=3):
-    """Read a picture as a classifier wants it: shorter side resized, centre cropped.
+def read_photo(path, classifier):
+    """Read a picture as a classifier wants it.
 
     :param str path: a file, or ``sample:NAME`` (CC0, from scikit-image)
-    :param int resize: what the shorter side is resized to, in pixels
-    :param int size: side of the square that is cut out of its centre, in pixels
-    :param int channels: 3 for sRGB, 1 for grey
-    :return: (1, channels, size, size), float32, in [0, 1]
+    :param common.classifiers.Classifier classifier: whose transform, size and channels count
+    :return: (1, channels, size, size), float32, in [0, 1], on the CPU
     :rtype: torch.Tensor
     :raises UserError: if it can't be read, or there is nothing to see
     """
@@ -68,20 +64,17 @@ def read_photo(path, resize, size, channels=3):
         picture = Image.fromarray(getattr(skimage.data, SAMPLES[path[7:]])())
     else:
         picture = open_picture(path)
-    picture = picture.convert("RGB" if channels == 3 else "L")
+    picture = picture.convert("RGB" if classifier.channels == 3 else "L")
     width, height = picture.size
     if max(width, height) > LONGEST * min(width, height):
         raise UserError(f"{path} is {width} x {height}, too long to crop: cut out a part of it")
-    # One resampling of the part that is wanted: a long picture is never enlarged as a whole.
-    side = min(width, height) * size / resize
-    left = (width - side) / 2
-    top = (height - side) / 2
-    box = (left, top, left + side, top + side)
-    picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    pixels = torch.from_numpy(np.array(picture)).view(size, size, channels)
+    if classifier.transform:
+        pixels = classifier.transform(picture)
+    else:
+        pixels = crop_square(picture, classifier.size, classifier.size / classifier.resize)
     if pixels.min() == pixels.max():
         raise UserError(f"{path} is of one colour, there is nothing to explain: leave it out")
-    return pixels.permute(2, 0, 1)[None].float() / 255
+    return pixels.unsqueeze(0)
 
 
 def say(text, file=None):
