@@ -290,7 +290,7 @@ def describe_walks(folder):
     generator, _ = train_dcgan.make_networks(args, channels=state["shape"][1])
     restore({"ema": generator}, state)
     z = train_dcgan.draw_z(64, args, make_rng("cpu", args.seed))  # that of the grids
-    walks = make_walks(z[-WALKS:], train_dcgan.interpolate)
+    walks = make_walks(z[:WALKS], train_dcgan.interpolate)
     samples = torch.cat(list(train_dcgan.generate(generator, walks)))
     pixels = (samples * 255).round().byte().permute(0, 2, 3, 1).numpy()  # (steps * N, H, W, C)
     steps = pixels.reshape(-1, WALKS, *pixels.shape[1:]).swapaxes(1, 2)  # (steps, H, N, W, C)
@@ -298,7 +298,22 @@ def describe_walks(folder):
     return {"picture": to_uri(strip), "columns": WALKS, "leg": LEGS, "side": pixels.shape[1]}
 
 
-# ---------------------------------------------------------------------------------- other numbers
+# --------------------------------------------------------------------------------------- numbers
+
+
+def choose_panels(epochs):
+    """List the charts of a table of epochs; of each the columns that it draws."""
+    columns = dict.fromkeys(column for row in epochs for column in row if column not in UNDRAWN)
+    panels = [next((p for p in PANELS if column in p), (column,)) for column in columns]
+    return list(dict.fromkeys(panels))
+
+
+def find_floor(metrics):
+    """Return what the FID should go down to, or None."""
+    value = metrics.get("fid")
+    for name in ("floor", "fid"):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def describe_table(table):
@@ -430,11 +445,6 @@ def describe_run(folder, metrics):
     grids = thin(find_grids(folder), "grids", notes)
     frames = try_each(describe_grid, grids, "grids", lost)
     epochs = try_each(dict, metrics["epochs"], "epochs", lost)
-    columns = dict.fromkeys(column for row in epochs for column in row if column not in UNDRAWN)
-    panels = dict.fromkeys(next((p for p in PANELS if c in p), (c,)) for c in columns)
-    floor = metrics.get("fid")
-    for name in ("floor", "fid"):
-        floor = floor.get(name) if isinstance(floor, dict) else None
     # Of a copy under another name the networks may be others.
     runs = [folder] if metrics["script"] == "train_dcgan" and epochs else []
     walks = try_each(describe_walks, runs, "walks", lost)
@@ -463,8 +473,8 @@ def describe_run(folder, metrics):
         "colours": base64.b64encode(inferno.round().astype(np.uint8)).decode(),
         "frames": frames,
         "epochs": epochs,
-        "panels": list(panels),
-        "levels": {"fid": floor},
+        "panels": choose_panels(epochs),
+        "levels": {"fid": find_floor(metrics)},
         "walks": walks,
         "tables": tables,
         "pictures": pictures,
@@ -516,9 +526,10 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.run)
     path = Path(args.out or folder / "report.html")
-    data = describe_run(folder, read_metrics(folder))
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give a file to --out")
+    metrics = read_metrics(folder)
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{path} can't be written: give a file to --out, in a folder that exists")
+    data = describe_run(folder, metrics)
     write_page(path, data)
     for note in data["notes"]:
         print(note)
