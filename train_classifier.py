@@ -41,7 +41,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from common.data import EMNIST_SPLITS, NAMES, load_dataset
+from common.data import EMNIST_SPLITS, NAMES, check_dataset, load_dataset
 from common.device import average_gradients, average_over_ranks, is_first, make_rng, ranks, set_up
 from common.errors import (
     UserError,
@@ -441,6 +441,8 @@ def load_halves(args):
     fifth = max(1, args.glyphs // 5)
     train_half = load_dataset(args.dataset, args.data_dir, True, glyphs=args.glyphs, **options)
     test_half = load_dataset(train_half.name, args.data_dir, False, glyphs=fifth, **options)
+    train_half = check_dataset(train_half)
+    test_half = check_dataset(test_half, train_half.images.shape[3])
     odd = sorted(set(train_half.classes) ^ set(test_half.classes))
     if odd:
         raise UserError(f"{odd[0]} is in one of train/ and test/ only: both need every class")

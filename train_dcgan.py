@@ -38,7 +38,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm import tqdm
 
 from common.classifiers import load_classifier
-from common.data import EMNIST_SPLITS, NAMES, load_dataset
+from common.data import EMNIST_SPLITS, NAMES, check_dataset, load_dataset
 from common.device import average_gradients, average_over_ranks, is_first, make_rng, ranks, set_up
 from common.errors import (
     UserError,
@@ -466,7 +466,7 @@ def main(argv=None):
         args.dataset = "glyphs" if args.dataset == "auto" else args.dataset
 
     device = set_up(args.cuda, args.seed, args.device)
-    data = load_data(args)
+    data = check_dataset(load_data(args), SIDE)
     args.dataset = data.name  # "auto" is decided once: a resumed run must find the same data
     images = data.images.to(device)
     if len(images) < args.batch_size * ranks()[1]:

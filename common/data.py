@@ -5,6 +5,7 @@ one tensor (N, C, H, W) and a batch is a slice of it; no loader, no worker proce
 """
 
 import gzip
+import itertools
 import os
 import shutil
 import socket
@@ -63,14 +64,21 @@ def load_dataset(name, data_dir="data", train=True, split="balanced", size=None,
     dataset = None
     if is_first():
         dataset = load_half(name, *options)
-        print(f"{'data' if train else 'test':8s} {dataset.name}, {len(dataset.images):,} images, "
-              f"{len(dataset.classes)} classes")  # fmt: skip
+        count = len(dataset.classes)
+        classes = "1 class" if count == 1 else f"{count} classes"
+        half = "data" if train else "test"
+        print(f"{half:8s} {dataset.name}, {len(dataset.images):,} images, {classes}")
     name = share_from_first(dataset and dataset.name)
     return dataset or load_half(name, *options)
 
 
 def load_half(name, root, half, split, size, glyphs):
     """Do what :func:`load_dataset` says, in one process."""
+    if name in ("auto", "glyphs") and holds_pictures(root):
+        line = f"{root} holds pictures: to train on them, say --dataset folder"
+        if name == "auto":
+            raise UserError(line)
+        print(f"warning: {line}", file=sys.stderr)
     if name == "auto":
         try:
             return load_half("emnist", root, half, split, size, glyphs)
@@ -119,6 +127,8 @@ def find_files(name, root, half, split):
     missing = [file for file in files if not file.is_file()]
     if not missing:
         return
+    if holds_pictures(root):
+        raise UserError(f"{root} holds pictures, not {name}: say --dataset folder")
     print(f"{name} isn't in {root}; downloading it", file=sys.stderr)
     patience = socket.getdefaulttimeout()
     try:
@@ -134,6 +144,15 @@ def find_files(name, root, half, split):
         raise NotThereError(f"{name} could not be downloaded ({why}); {where}") from error
     finally:
         socket.setdefaulttimeout(patience)
+
+
+def holds_pictures(root):
+    """Tell whether a data folder is one of pictures, and not one that datasets go into."""
+    if any((root / name).is_dir() for name in ("EMNIST", "MNIST", "FashionMNIST", "cache")):
+        return False
+    endings = picture_endings()
+    files = itertools.chain(root.glob("*.*"), root.glob("*/*.*"))
+    return any(file.suffix.lower() in endings for file in files)
 
 
 def unpack(packed, file):
@@ -192,28 +211,129 @@ def read_files(name, root, half, split):
 def read_folder(root, half, size):
     """Decode a folder of class folders: upright, shorter side resized to ``size``, centre kept.
 
+    Links are followed. Hidden files and folders, and run folders, are no data. What else is left
+    out is said in one line.
+
     :return: images uint8 (N, 3, size, size), labels int64 (N,), class names
     :rtype: tuple[torch.Tensor, torch.Tensor, list[str]]
-    :raises UserError: if it has no pictures, or one can't be read
+    :raises UserError: if it has no picture that can be read
     """
-    part = root / half if (root / half).is_dir() else root
-    if part is root and half == "test":
+    part = choose_half(root, half)
+    if part is None:
         raise NotThereError(f"{root} has no folder test/: it needs train/ and test/")
-    endings = picture_endings()
-    files = sorted(file for file in part.glob("*/**/*") if file.suffix.lower() in endings)
-    if not files:
-        raise NotThereError(f"{part} has no pictures: it needs one folder of them per class")
+    files, strange = list_pictures(part)
+    dark = []
 
     def decode(file):
-        pixels = crop_square(open_picture(file), size, resample=Image.Resampling.BOX)
+        try:
+            picture = open_picture(file)
+        except UserError:
+            return None
+        if "dark" in picture.info:
+            dark.append(file)
+        pixels = crop_square(picture, size, resample=Image.Resampling.BOX)
         return (pixels * 255).round().byte()
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow decodes without Python's lock
-        pictures = list(threads.map(decode, files))
-    images = torch.stack(pictures)
-    names = [file.relative_to(part).parts[0] for file in files]
-    classes = sorted(set(names))
-    return images, torch.tensor([classes.index(name) for name in names]), classes
+        images = list(threads.map(decode, files))
+    # Pictures that lie in the folder itself, not in a folder of their class, are one class.
+    names = [
+        file.relative_to(part).parts[0] if file.parent != part else part.name for file in files
+    ]
+    good = [i for i, image in enumerate(images) if image is not None]
+    broken = [file for file, image in zip(files, images, strict=True) if image is None]
+    classes = sorted({names[i] for i in good})
+    empty = [folder for folder in visible_folders(part) if folder.name not in classes]
+    warn_of("left out, no picture by its ending", strange)
+    warn_of("left out, can't be read", broken)
+    warn_of("left out, no picture in it", [folder for folder in empty if not is_run(folder)])
+    warn_of("nearly black, 12 bits or fewer of 16", sorted(dark))
+    if not good:
+        raise NotThereError(f"{part} has no pictures: it needs one folder of them per class")
+    labels = torch.tensor([classes.index(names[i]) for i in good])
+    return torch.stack([images[i] for i in good]), labels, classes
+
+
+def warn_of(what, paths):
+    """Count and name in one line the files that something is wrong with, if there are any."""
+    if paths and is_first():
+        also = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        print(f"warning: {what}: {paths[0]}{also}", file=sys.stderr)
+
+
+def choose_half(root, half):
+    """Return ROOT/train or ROOT/test if these are halves; a class may have such a name, too.
+
+    :return: ``root`` itself if it has no halves; None if it has but not this one
+    :rtype: pathlib.Path
+    """
+    folders = {folder.name for folder in visible_folders(root)}
+    other = "train" if half == "test" else "test"
+    only_halves = bool(folders) and folders <= {"train", "test", "val", "valid"}
+    if half in folders and (only_halves or visible_folders(root / half)):
+        return root / half
+    if half == "test" or (only_halves and other in folders):
+        return None
+    return root
+
+
+def visible_folders(root):
+    """List the folders in a folder that are not hidden, links included, sorted."""
+    if not root.is_dir():
+        return []
+    return [f for f in sorted(root.iterdir()) if not f.name.startswith(".") and f.is_dir()]
+
+
+def is_run(folder):
+    """Tell whether a folder is one that a script has written its results into."""
+    return any((folder / name).exists() for name in ("metrics.json", "checkpoint.pt", "records"))
+
+
+def list_pictures(part):
+    """List the files in a folder and its subfolders, but hidden ones.
+
+    :param pathlib.Path part: links in it are followed, each folder once
+    :return: pictures, by their endings, and the others, both sorted
+    :rtype: tuple[list[pathlib.Path], list[pathlib.Path]]
+    """
+    endings = picture_endings()
+    pictures = []
+    others = []
+    seen = set()
+    for folder, folders, files in os.walk(part, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen or (Path(folder) != part and is_run(Path(folder))):
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in (Path(folder, name) for name in files if not name.startswith(".")):
+            (pictures if file.suffix.lower() in endings else others).append(file)
+    return sorted(pictures), sorted(others)
+
+
+def check_dataset(dataset, size=None):
+    """Refuse a dataset, perhaps one that a user has put together, that can't be trained on.
+
+    :param Dataset dataset: of any kind
+    :param int size: the side that images must have; None for any
+    :return: the same
+    :rtype: Dataset
+    :raises UserError: if the images aren't uint8, (N, 1 or 3, size, size), or the labels don't fit
+    """
+    images = torch.as_tensor(dataset.images)
+    fits = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
+    if not fits or images.shape[2] != images.shape[3] or size not in (None, images.shape[3]):
+        side = size or "side"
+        found = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+        wanted = f"uint8, from 0 to 255, (N, 1 or 3, {side}, {side})"
+        raise UserError(f"the images of {dataset.name} are {found}: make them {wanted}")
+    labels = torch.as_tensor(dataset.labels)
+    if labels.shape != images.shape[:1]:
+        raise UserError(
+            f"{dataset.name} has {len(images)} images, and labels {tuple(labels.shape)}"
+        )
+    return dataset._replace(images=images, labels=labels)
 
 
 def load_glyphs(cache, half, count):
@@ -236,6 +356,8 @@ def load_glyphs(cache, half, count):
     except Exception:  # absent or damaged: it is only a cache
         pass
     images, labels = draw_glyphs(count, seed=0 if half == "train" else 1)
+    if holds_pictures(cache.parent):
+        return images, labels, CLASSES
     try:
         cache.mkdir(parents=True, exist_ok=True)
         save_checkpoint(file, {"images": images, "labels": labels})

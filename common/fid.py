@@ -15,6 +15,7 @@ from common.device import make_rng
 from common.errors import UserError
 
 SAMPLES = 10_000  # as many pictures of each kind; with fewer, the distance is biased upwards
+FEWEST = 10  # with so few it says little, with one or two nothing
 NEIGHBOURHOOD = 5_000  # of these, for precision and recall, whose cost is quadratic
 SCORES = ("fid", "precision", "recall", "class_distance", "largest_class")
 
@@ -117,8 +118,13 @@ class Scorer:
         if test.images.shape[1:] != shape:
             asked = " x ".join(map(str, shape))
             found = " x ".join(map(str, test.images.shape[1:]))
-            what = f"takes {asked} pixels, but {test.name} is {found}: train one on {test.name}"
-            raise UserError(f"{classifier.name} {what}")
+            cure = f"train one with --dataset {test.name} --size {test.images.shape[-1]}"
+            raise UserError(f"{classifier.name} takes {asked} pixels, here are {found}: {cure}")
+        if min(len(train.images), len(test.images)) < FEWEST:
+            count = min(len(train.images), len(test.images))
+            raise UserError(
+                f"FID needs {FEWEST} images of each half, here are {count}: leave it out"
+            )
         self.classifier = classifier
         self.samples = samples
         self.real, self.real_counts = self.look(self.pick(test.images))

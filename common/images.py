@@ -33,7 +33,8 @@ def open_picture(path):
     """Open a picture of any kind as 8-bit sRGB, upright.
 
     Rotated as its EXIF data say; transparency on white; colour profiles (of CMYK files, of
-    cameras) applied; of 16 bits the upper 8; of an animation the first frame.
+    cameras) applied; of 16 bits the upper 8; of an animation the first frame. Where 12 bits in 16
+    leave it nearly black, ``info["dark"]`` says so.
 
     :param str path: the file
     :return: the picture, mode RGB
@@ -77,13 +78,10 @@ def to_rgb(picture, profile=None):
     :param bytes profile: its ICC profile, None for sRGB
     :return: mode RGB
     :rtype: PIL.Image.Image
-    :raises ValueError: for a mode without a defined white, as floating point is
+    :raises ValueError: if it isn't clear which number is white
     """
     if picture.mode[0] in "IF":  # Pillow's convert would clip at 255
-        values = np.asarray(picture)
-        if picture.mode == "F" or values.min() < 0 or values.max() >= 2**16:
-            raise ValueError("no defined white")
-        picture = Image.fromarray((values >> 8).astype(np.uint8))
+        picture = to_8_bits(np.asarray(picture))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
@@ -118,6 +116,27 @@ def crop_square(picture, size, fraction=1.0, resample=Image.Resampling.BICUBIC):
     picture = picture.resize((size, size), resample, box=(left, top, left + side, top + side))
     pixels = torch.from_numpy(np.array(picture)).view(size, size, -1)
     return pixels.permute(2, 0, 1).float() / 255
+
+
+def to_8_bits(values):
+    """Convert grey values of 16 or 32 bits, or floats, (H, W), to a picture.
+
+    White is 1 for floats up to 1, 255 for other floats, and 65,535 for integers.
+
+    :raises ValueError: if a value lies outside
+    """
+    is_float = values.dtype.kind == "f"
+    white = 2**16 - 1
+    if is_float:
+        white = 1 if values.max() <= 1 else 255
+    if not 0 <= values.min() <= values.max() <= white:  # also refuses NaN
+        raise ValueError(f"values from {values.min():g} to {values.max():g}")
+    if is_float:
+        return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+    picture = Image.fromarray((values >> 8).astype(np.uint8))
+    if values.max() < 2**12:
+        picture.info["dark"] = f"nearly black, as {values.max()} of {white} is its brightest"
+    return picture
 
 
 # ---------------------------------------------------------------------------------------- writing

@@ -64,6 +64,8 @@ def read_photo(path, classifier):
         picture = Image.fromarray(getattr(skimage.data, SAMPLES[path[7:]])())
     else:
         picture = open_picture(path)
+    if "dark" in picture.info:
+        say(f"warning: {path} is {picture.info['dark']}: scale it up", sys.stderr)
     picture = picture.convert("RGB" if classifier.channels == 3 else "L")
     width, height = picture.size
     if max(width, height) > LONGEST * min(width, height):
