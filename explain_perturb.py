@@ -6,7 +6,7 @@ noise, one colour) takes its place. With S the score of the class, the game of
 deletion is
 
     min_m  l1 mean(1 - m) + l2 mean|grad m|^b + E_tau[S(z)]
-    z = m x(. - tau) + (1 - m) r
+    z = m x(. + tau) + (1 - m) r
 
 In the game of preservation as little of the photo as possible has to keep S.
 
@@ -72,6 +72,7 @@ from common.photos import (
 from common.run import open_run, replacing, resume_args, write_csv, write_metrics
 
 SCRIPT = Path(__file__).stem
+SEEN = 0.01  # the probability from which on a network sees a class
 FRACTIONS = (0.8, 0.9, 0.95, 0.99)  # of the probability: the areas that take them are reported
 STEPS = {"nested": 25, "area": 80, "tv": 25}  # by regularizer
 LEARNING_RATES = {"nested": 1.0, "area": 0.5, "tv": 1.0}
@@ -314,7 +315,7 @@ class Game:
         return Draw(shifts, areas, progress)
 
     def perturb(self, m, shifts):
-        """Put the reference where m is 0: z = m x(. - tau) + (1 - m) r(. - tau).
+        """Put the reference where m is 0: z = m x(. + tau) + (1 - m) r(. + tau).
 
         :param torch.Tensor m: (N, P, H, W)
         :param list shifts: tau, of each of the P pictures
@@ -581,6 +582,7 @@ def explain_group(classifier, args, settings, folder, pairs):
             "seconds": seconds,
             "evaluations": evaluations,
             **answers[i].facts,
+            "reached": answers[i].facts["reached"] and before[i] >= SEEN,
             "trace": traces[i],
         }
         write_pictures(folder, stem, x[i], answers[i], record)
@@ -588,7 +590,10 @@ def explain_group(classifier, args, settings, folder, pairs):
             save_gif(folder / f"{stem}.gif", frames[i], seconds=5)
         say(f"{photo}: {record['class_name']} {before[i]:.2%}, after the mask "
             f"{record['probability_after']:.2%}; deleted {record['area']:.1%}")  # fmt: skip
-        if not record["reached"]:
+        if before[i] < SEEN:
+            say(f"warning: {photo}: the network doesn't see {record['class_name']} here, so that "
+                "there is nothing to delete", sys.stderr)  # fmt: skip
+        elif not record["reached"]:
             say(f"warning: {photo}: no area is enough: try another --reference", sys.stderr)
         records.append(record)
     return records

@@ -420,14 +420,18 @@ def watch_smoothgrad(network, x, target, noise, args, baseline, chunk):
     rng = make_rng(x.device, args.seed, 0)
     means = RunningMeans(x)
     frames = []
+    next_look = 16  # --converge looks at n = 16, 20, 25, 31, ..., whatever the chunk is
     with tqdm(total=samples, unit="sample", leave=False, disable=not is_first() or None) as bar:
         while means.n < samples:
             count = min(copies, samples - means.n)
+            if args.converge:
+                count = min(count, next_look - means.n)
             means.add(noisy_maps(network, x, target, noise, count, explain, rng))
             bar.update(count)
-            enough = args.converge and means.n >= 16  # of fewer, the reliability is uncertain
-            if enough and means.reliability(args.reduce).min() >= args.converge:
-                samples = means.n
+            if args.converge and means.n == next_look:
+                next_look = int(1.25 * next_look)
+                if means.reliability(args.reduce).min() >= args.converge:
+                    samples = means.n
             if args.gif and noise and (means.n == samples or means.n >= 1.3 ** len(frames)):
                 picture = to_grey(to_heatmap(means.get(args.reduce))[0])
                 frames.append(add_caption(picture, f"{noise * 100:g} % noise, n = {means.n}"))

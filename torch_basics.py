@@ -110,7 +110,7 @@ Variable(x, volatile=True)      # 0.4: torch.no_grad()
 x.sum().data[0]                 # 0.4: x.sum().item()
 nn.MSELoss(size_average=False)  # 0.4.1: reduction="sum"
 (x > 0).dtype                   # 1.2: was torch.uint8
-torch.tensor([1, 2]) / 2        # 1.7: was [0, 1]
+torch.tensor([1, 2]) / 2        # 1.7: an error in 1.6, [0, 1] before
 l = nn.Linear(1, 1); l(torch.ones(1)).backward(); l.zero_grad()
 l.weight.grad is None           # 2.0: was zeros
 """

@@ -188,7 +188,7 @@ def train(network, optimizer, images, labels, pixels, args, epoch):
     :param torch.Tensor images: uint8, (N, C, H, W), on the device
     :param torch.Tensor labels: int64, (N,), on the device
     :param tuple pixels: mean and standard deviation of each channel, for :func:`normalise`
-    :param argparse.Namespace args: seed, batch_size, epochs, lr, flip, amp, dry_run
+    :param argparse.Namespace args: seed, batch_size, epochs, lr, dataset, flip, amp, dry_run
     :param int epoch: from 1
     :return: a row of metrics.csv: epoch, train_loss, the mean over the epoch and over all
         processes, and images_per_second
@@ -205,7 +205,7 @@ def train(network, optimizer, images, labels, pixels, args, epoch):
         rng = make_rng(device, args.seed, epoch, rank + 1, step)
         first = (step * world + rank) * args.batch_size
         chosen = order[first : first + args.batch_size]
-        batch = augment(images[chosen], SHIFT, args.flip, rng)
+        batch = augment(images[chosen], SHIFT, args.flip and args.dataset in PHOTOS, rng)
         for group in optimizer.param_groups:
             group["lr"] = one_cycle((epoch - 1 + (step + 0.5) / steps) / args.epochs, args.lr)
 
@@ -483,7 +483,6 @@ def main(argv=None):
     device = set_up(args.cuda, args.seed, args.device)
     train_half, test_half = load_halves(args)
     args.dataset = train_half.name  # "auto" is decided once
-    args.flip = args.flip and args.dataset in PHOTOS
     if args.dry_run:
         test_half = test_half._replace(images=test_half.images[:64], labels=test_half.labels[:64])
     names = train_half.classes
