@@ -222,12 +222,13 @@ def write_metrics(folder, args, argv, started, device, **found):
     :rtype: dict
     """
     typed = sys.argv[1:] if argv is None else argv
-    libraries = ("torch", "torchvision", "numpy")
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions.update({name: version(name) for name in ("torchvision", "numpy")})
     metrics = {
         "command": shlex.join(["python", f"{found['script']}.py", *map(str, typed)]),
         "args": vars(args),
         "device": describe_device(device),
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in libraries}},
+        "versions": versions,
         "seconds": round(time.time() - started, 1),
         **found,
     }

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from common.device import average_gradients, is_first, make_rng, ranks, set_up, share_from_first
+from common.device import (
+    average_gradients,
+    fit_memory,
+    is_first,
+    make_rng,
+    ranks,
+    set_up,
+    share_from_first,
+)
+from tests.helpers import refusal
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +23,6 @@ def unchanged(monkeypatch):
     """Give the next test the process as it was, and this one no GPU and no torchrun."""
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # set_up sets it; so it is taken back
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     deterministic = torch.backends.cudnn.deterministic
     yield
@@ -61,10 +69,10 @@ def test_streams_leave_the_global_generator_alone():
 
 
 def test_a_missing_gpu_costs_one_warning(capsys):
-    """--cuda without a GPU says so once and goes on with the CPU."""
+    """--cuda without a GPU warns once and falls back to the CPU."""
     assert set_up(cuda=True, seed=0) == torch.device("cpu")
     out, error = capsys.readouterr()
-    assert error.startswith("warning: --cuda was given")
+    assert "no usable GPU" in error
     assert error.count("\n") == 1
     assert out == "device   cpu (1 thread)\n"  # tests/conftest.py says so
 
@@ -73,6 +81,44 @@ def test_a_cpu_needs_no_warning(capsys):
     """Who asks for no GPU reads nothing about one."""
     assert set_up(cuda=False, seed=0) == torch.device("cpu")
     assert capsys.readouterr().err == ""
+
+
+def test_any_device_that_torch_knows():
+    """--device takes torch's names, and says in one line what this torch doesn't have."""
+    assert set_up(False, 0, "cpu") == torch.device("cpu")
+    for name in ("mps", "cuda:99", "toaster", ""):
+        assert "--device" in refusal(set_up, False, 0, name)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    """Torchrun with two processes on one GPU: one line, not CUDA's traceback."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert "--nproc-per-node to 1" in refusal(set_up, True, 0)
+
+
+def test_memory_is_fitted_by_halving(capsys):
+    """A chunk that doesn't fit is halved until one does, or there is no smaller one."""
+
+    def compute(size):
+        if size > 3:
+            raise RuntimeError("CUDA out of memory")
+        return "result"
+
+    assert fit_memory(compute, 16) == ("result", 2)
+    assert capsys.readouterr().err.count("\n") == 3
+    assert "--batch 1" in refusal(fit_memory, lambda size: compute(9), 2, "--batch")
+
+
+def test_memory_hides_no_other_error():
+    """A network that fails on the images of a chunk would fail on half of them, too."""
+
+    def compute(size):
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape"):
+        fit_memory(compute, 4)
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**32 - 1])
