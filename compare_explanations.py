@@ -114,14 +114,17 @@ def grad_cam(network, x, target, rng=None):
     :raises UserError: if the network has no such grid
     """
     grids = []
+    evened = {}  # outputs of LayerNorm, which evens out what cells differ in, by their memory
     learned = False  # has a layer with weights been passed? what comes before is still the photo
 
     def note(module, inputs, output):
         nonlocal learned
         learned = learned or any(True for _ in module.parameters(recurse=False))
-        # A final LayerNorm evens out what the cells differ in.
-        fits = torch.is_tensor(output) and not isinstance(module, nn.LayerNorm)
-        if learned and fits and output.requires_grad and to_grid(output) is not None:
+        if not (learned and torch.is_tensor(output) and output.requires_grad):
+            return
+        if isinstance(module, nn.LayerNorm):
+            evened[output.data_ptr()] = output
+        elif output.data_ptr() not in evened and to_grid(output) is not None:
             grids.append(output)
 
     hooks = [module.register_forward_hook(note) for module in network.modules()]
