@@ -90,10 +90,31 @@ def test_the_example_of_a_script_of_ones_own(tmp_path, monkeypatch):
     assert len(main(["--resume", "run", "--epochs", "2"])["epochs"]) == 2
 
 
+def python_blocks():
+    """Collect the README's blocks of Python."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_notebook_example():
+    """The README's lines run as they stand, for any network, which stays as it was."""
+    (code,) = [block for block in python_blocks() if "learn_mask" in block]
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2),
+    )  # fmt: skip
+    names = {"network": network, "x": torch.rand(2, 3, 32, 32), "target": torch.tensor([0, 1])}
+    exec(code, names)
+    assert names["heat"].shape == (2, 3, 32, 32)
+    assert names["mask"].shape == (2, 32, 32)
+    assert network.training
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
 @pytest.mark.parametrize("script", ["smoothgrad", "explain_perturb"])
 def test_the_example_of_a_network_of_ones_own(script, tmp_path, monkeypatch):
     """With the README's function in place of an import, a copy explains a ResNet of two classes."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = [block for block in python_blocks() if "def load_classifier" in block]
     source = (ROOT / f"{script}.py").read_text()
     line = "from common.classifiers import find_class, load_classifier\n"
     assert source.count(line) == 1
