@@ -2,9 +2,11 @@
 
 import json
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import nn
 
 import train_classifier
 from common.errors import UserError
@@ -82,3 +84,42 @@ def save_classifier(folder, classes, shape, width=0.1, seed=0):
     }
     save_checkpoint(folder / "checkpoint.pt", state)
     return network
+
+
+def make_training_network():
+    """Build a network as it is amid its training, for images of 3 x 16 x 16 pixels, 5 classes.
+
+    In train mode with BatchNorm and dropout, but for one layer; frozen in part; with gradients and
+    a hook of its owner's.
+    """
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5),
+        nn.Conv2d(6, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(294, 5),
+    )  # fmt: skip
+    network(torch.rand(4, 3, 16, 16)).sum().backward()
+    network[0].bias.requires_grad_(False)
+    network[4].eval()
+    network[2].register_forward_hook(lambda *_: None)
+    return network
+
+
+@contextmanager
+def left_alone(network):
+    """Hold a network against what it was before a block: weights, gradients, modes, hooks."""
+    before = inspect(network)
+    yield
+    assert_same(inspect(network), before)
+
+
+def inspect(network):
+    """Copy all that a function might leave behind in a network."""
+    weights = [value.clone() for value in network.state_dict().values()]
+    gradients = [p.grad if p.grad is None else p.grad.clone() for p in network.parameters()]
+    frozen = [p.requires_grad for p in network.parameters()]
+    modes = [module.training for module in network.modules()]
+    hooks = [
+        (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+        for m in network.modules()
+    ]
+    return weights, gradients, frozen, modes, hooks

@@ -13,23 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import against_peers
 
 
-def test_every_method_has_its_turn_in_an_order_of_the_photo():
-    everything = {
-        (library, name) for library, s in against_peers.LIBRARIES.items() for name in s.methods
-    }
-    turns = [against_peers.take_turns(against_peers.LIBRARIES, i, True) for i in (0, 0, 1)]
-    assert turns[0] == turns[1] != turns[2]
-    for order in turns:
-        assert len(order) == len(everything)
-        assert set(order) == everything
-    few = against_peers.take_turns(against_peers.LIBRARIES, 0, False)
-    assert everything - set(few) == set(against_peers.SLOW)
-
-
-def test_our_methods_are_those_of_the_script():
-    assert set(against_peers.Ours.methods) <= set(compare_explanations.METHODS)
-
-
 class Reader(nn.Module):
     """A classifier that sees the upper left quarter: class 1 where it is bright."""
 
@@ -40,20 +23,21 @@ class Reader(nn.Module):
 
 
 def test_the_judge_tells_a_good_map_from_a_bad_one():
+    """The areas of compare_explanations.py: deletion low, insertion high."""
     x = torch.zeros(1, 3, 16, 16)
     x[..., :8, :8] = 1
-    good, target = x[0, 0], torch.tensor([1])
-    found = [against_peers.judge(Reader(), x, target, heat) for heat in (good, -good)]
-    assert found[0]["deletion"] < found[1]["deletion"] - 0.3
-    assert found[0]["insertion"] > found[1]["insertion"] + 0.3
-    with torch.no_grad():
-        before = float(Reader()(x).softmax(1)[0, 1])
-    assert max(found[0].values()) <= before + 1e-6
+    good, bad = (
+        against_peers.judge(Reader(), x, torch.tensor([1]), heat) for heat in (x[0, 0], -x[0, 0])
+    )
+    assert good["deletion"] < bad["deletion"] - 0.3
+    assert good["insertion"] > bad["insertion"] + 0.3
 
 
 @pytest.mark.parametrize("library", against_peers.LIBRARIES)
 def test_each_library_is_listed_with_what_installs_it(library):
-    root = Path(against_peers.__file__).resolve().parent.parent
-    listed = (root / "requirements-dev.txt").read_text()
-    for package in against_peers.LIBRARIES[library].packages:
-        assert f"\n{package}>=" in listed
+    """And our methods are those of the script."""
+    listed = Path(compare_explanations.__file__).with_name("requirements-dev.txt").read_text()
+    packages = against_peers.LIBRARIES[library].packages
+    assert all(f"\n{package}>=" in listed for package in packages)
+    if not packages:
+        assert set(against_peers.LIBRARIES[library].methods) <= set(compare_explanations.METHODS)

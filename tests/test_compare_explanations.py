@@ -1,27 +1,26 @@
-"""compare_explanations.py: metrics on maps whose answer is known, sanity checks, resuming."""
+"""compare_explanations.py: metrics on maps whose answer is known, checks, tables and pictures."""
 
-import json
-import re
-import shutil
-import signal
-from pathlib import Path
-from types import SimpleNamespace
+import csv
+from argparse import Namespace
+from functools import partial
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy.integrate import trapezoid
 from torch import nn
 
 import compare_explanations as compare
-from common.deletion import STEPS
-from common.errors import UserError
-from common.run import Stop
-from tests.helpers import save_classifier
+from compare_explanations import area, max_sensitivity, probability_curve, similarity, smallest_area
+from tests.helpers import left_alone, make_training_network
 
 SIDE = 16
-SQUARE = (slice(None), slice(None), slice(4, 8), slice(8, 12))
+SQUARE = (..., slice(4, 8), slice(8, 12))
+TARGET = torch.tensor([1])
+FILLS = ("blur", "mean")
+PERFECT = torch.zeros(SIDE, SIDE)
+PERFECT[SQUARE] = 1
 
 
 class Reader(nn.Module):
@@ -36,317 +35,300 @@ class Reader(nn.Module):
 @pytest.fixture
 def photo():
     """Give a photo whose square is bright, and which is dark elsewhere."""
-    x = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 0.2
+    x = draw(1, 3, SIDE, SIDE) * 0.2
     x[SQUARE] = 0.95
     return x
 
 
 @pytest.fixture
-def perfect():
-    """Give the map that is 1 on the square."""
-    heat = torch.zeros(SIDE, SIDE)
-    heat[SQUARE[2:]] = 1
-    return heat
+def network():
+    """Give a convolutional classifier of 5 classes with random weights."""
+    return make_training_network().eval()
 
 
-TARGET = torch.tensor([1])
+def draw(*shape, seed=0):
+    """Draw uniform numbers."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def areas(photo, heat):
-    """Give a map's deletion and insertion area, with a black fill."""
-    black = torch.zeros_like(photo)
-    return [
-        compare.area(compare.probability_curve(Reader(), photo, TARGET, heat, black, insertion))
-        for insertion in (False, True)
-    ]
+def measure(photo, heat):
+    """Return a map's deletion and insertion area, with a black fill."""
+    curve = partial(probability_curve, Reader(), photo, TARGET, heat, torch.zeros_like(photo))
+    return np.array([area(curve()), area(curve(insertion=True))])
 
 
-def test_the_perfect_map_beats_random_and_random_beats_the_inverted_one(photo, perfect):
-    rng = torch.Generator().manual_seed(1)
-    randoms = [areas(photo, torch.rand(SIDE, SIDE, generator=rng)) for _ in range(10)]
-    best, worst, chance = areas(photo, perfect), areas(photo, -perfect), np.mean(randoms, 0)
+def measure_chance(photo):
+    """Average the deletion and insertion areas of random maps."""
+    return np.mean([measure(photo, draw(SIDE, SIDE, seed=i)) for i in range(10)], 0)
+
+
+def rank(network, x, *names):
+    """Make maps as the script does.
+
+    :return: by method the map, the seconds and the evaluations
+    :rtype: dict
+    """
+    return compare.rank_pixels(Namespace(methods=names, seed=0), network, x, TARGET)
+
+
+# ------------------------------------------------------------------------------- curves and areas
+
+
+def test_the_perfect_map_beats_chance_and_chance_beats_the_inverted_one(photo):
+    """Deletion is low and insertion high where the map is right."""
+    chance = measure_chance(photo)
+    best = measure(photo, PERFECT)
+    worst = measure(photo, -PERFECT)
     assert best[0] < chance[0] - 0.2 < worst[0] - 0.3
     assert best[1] > chance[1] + 0.2 > worst[1] + 0.3
 
 
-def test_curves_begin_with_one_picture_and_end_with_the_other(photo, perfect):
-    fill = torch.zeros_like(photo)
-    with torch.no_grad():
-        p_photo, p_fill = Reader()(torch.cat([photo, fill])).softmax(1)[:, 1].tolist()
-    curve = compare.probability_curve(Reader(), photo, TARGET, perfect, fill)
-    assert len(curve) == STEPS + 1
-    assert curve[[0, -1]] == pytest.approx([p_photo, p_fill])
-    curve = compare.probability_curve(Reader(), photo, TARGET, perfect, fill, insertion=True)
-    assert curve[[0, -1]] == pytest.approx([p_fill, p_photo])
-
-
-def test_each_step_of_a_curve_takes_its_share_of_the_pixels():
-    counts = []
-
-    def count(pictures):
-        counts.extend((pictures[:, 0] == 0).flatten(1).sum(1).tolist())
-        return torch.zeros(len(pictures), 2)
-
-    heat = torch.arange(SIDE * SIDE).view(SIDE, SIDE).float()
-    x = torch.ones(1, 3, SIDE, SIDE)
-    compare.probability_curve(count, x, TARGET, heat, torch.zeros_like(x))
-    wanted = torch.linspace(0, SIDE * SIDE, STEPS + 1).round()
-    assert counts == wanted.int().tolist()
-
-
 @pytest.mark.parametrize("insertion", [False, True])
-def test_curve_and_area_are_those_of_a_loop_over_pixels(insertion, photo):
-    rng = torch.Generator().manual_seed(0)
-    network, heat = small_network(), torch.rand(SIDE, SIDE, generator=rng)
-    fill = torch.rand(photo.shape, generator=rng)
+def test_curve_and_area_are_those_of_a_loop_over_pixels(insertion, photo, network):
+    """From one picture to the other, pixel by pixel, every 28th part of the way."""
+    heat = draw(SIDE, SIDE)
+    fill = draw(*photo.shape, seed=1)
     order = sorted(range(SIDE * SIDE), key=lambda i: -heat.flatten()[i].item())
-    picture, other = (fill, photo) if insertion else (photo, fill)
-    picture, found = picture.clone(), []
+    other = photo if insertion else fill
+    picture = (fill if insertion else photo).clone()
+    found = []
     for count in range(SIDE * SIDE + 1):
         with torch.no_grad():
             found.append(float(network(picture).softmax(1)[0, 1]))
         for i in order[count : count + 1]:
             picture[0, :, i // SIDE, i % SIDE] = other[0, :, i // SIDE, i % SIDE]
-    steps = np.linspace(0, SIDE * SIDE, STEPS + 1).round().astype(int)
-    curve = compare.probability_curve(network, photo, TARGET, heat, fill, insertion)
+    steps = np.linspace(0, SIDE * SIDE, compare.STEPS + 1).round().astype(int)
+    curve = probability_curve(network, photo, TARGET, heat, fill, insertion)
     assert curve == pytest.approx(np.array(found)[steps], abs=1e-6)
-    assert compare.area(curve) == pytest.approx(trapezoid(curve, dx=1 / STEPS))
-    assert compare.area(curve) == pytest.approx(trapezoid(found, dx=1 / SIDE**2), abs=0.005)
-
-
-def test_area_of_known_curves():
-    assert compare.area(np.ones(29)) == pytest.approx(1)
-    assert compare.area(np.linspace(1, 0, 29)) == pytest.approx(0.5)
+    assert area(curve) == pytest.approx(trapezoid(curve, dx=1 / compare.STEPS))
+    assert area(curve) == pytest.approx(trapezoid(found, dx=1 / SIDE**2), abs=0.005)
 
 
 def test_smallest_area_of_known_curves():
-    assert compare.smallest_area(np.linspace(1, 0, 29)) == pytest.approx(0.9)
-    assert compare.smallest_area(np.ones(29)) == 1
+    """Where a tenth of the probability is left, interpolated."""
+    assert smallest_area(np.linspace(1, 0, 29)) == pytest.approx(0.9)
+    assert smallest_area(np.ones(29)) == 1
+    assert smallest_area(np.zeros(29)) == 1  # a class that is nowhere can't be lost
     # from 0.8 to 0.08, a tenth, in the very first step
-    assert compare.smallest_area(np.array([0.8, 0.08, 0.0])) == pytest.approx(0.5)
+    assert smallest_area(np.array([0.8, 0.08, 0.0])) == pytest.approx(0.5)
 
 
-def test_the_smallest_area_of_the_perfect_map_is_the_square(photo, perfect):
-    black = torch.zeros_like(photo)
-    curve = compare.probability_curve(Reader(), photo, TARGET, perfect, black)
-    assert compare.smallest_area(curve) < 16 / 256 + 1 / STEPS
+def test_both_fills_are_averaged(photo):
+    """The areas of blur and mean; the smallest area is that of the blur."""
+    fills = {name: torch.full_like(photo, 0.3 * i) for i, name in enumerate(FILLS)}
+    row = compare.measure_curves(Reader(), photo, TARGET, PERFECT, fills)
+    for game in ("deletion", "insertion"):
+        for name, fill in fills.items():
+            curve = probability_curve(Reader(), photo, TARGET, PERFECT, fill, game == "insertion")
+            assert row[f"{game} curve, {name}"] == pytest.approx(curve, abs=1e-5)
+            assert row[f"{game}, {name}"] == area(curve)
+        assert row[game] == (row[f"{game}, blur"] + row[f"{game}, mean"]) / 2
+    assert row["smallest area"] < 16 / 256 + 1 / compare.STEPS
+
+
+# ---------------------------------------------------------------------------------- sanity checks
 
 
 def test_sensitivity_is_zero_for_a_constant_and_known_for_a_linear_map(photo):
+    """And the worst of the nudges counts."""
     rng = torch.Generator().manual_seed(0)
-    heat, nudged = torch.ones(SIDE, SIDE), [compare.nudge(photo, rng) for _ in range(2)]
-    assert all((n - photo).abs().max() <= compare.NUDGE + 1e-6 for n in nudged)
-    assert compare.max_sensitivity(heat, [heat, heat]) == 0
+    nudged = [compare.nudge(photo, rng) for _ in range(2)]
+    assert all((n - photo).abs().max() <= 0.02 + 1e-6 for n in nudged)
+    constant = torch.ones(SIDE, SIDE)
+    assert max_sensitivity(constant, [constant, constant]) == 0
     mean = photo.mean((0, 1))
-    found = compare.max_sensitivity(mean, [n.mean((0, 1)) for n in nudged])
+    found = max_sensitivity(mean, [n.mean((0, 1)) for n in nudged])
     # the mean of three uniform numbers in +-0.02 has the deviation 0.02 / 3
-    wanted = compare.NUDGE / 3 * SIDE / mean.norm()
-    assert found == pytest.approx(float(wanted), rel=0.15)
-    assert compare.max_sensitivity(mean, [mean, 3 * mean]) == pytest.approx(2)  # the worst counts
+    assert found == pytest.approx(float(0.02 / 3 * SIDE / mean.norm()), rel=0.15)
+    assert max_sensitivity(mean, [mean, 3 * mean, mean]) == pytest.approx(2)
 
 
-def small_network():
-    """Build a convolutional classifier of 8 classes with random weights."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-        nn.Linear(32, 8),
-    ).eval()  # fmt: skip
-
-
-def test_randomising_leaves_the_network_alone_and_begins_at_the_top():
-    network = small_network()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
+def test_randomising_leaves_the_network_alone_and_begins_at_the_top(network):
+    """Of three layers one, two, all are drawn anew."""
     changed = []
-    for stage in range(1, compare.STAGES + 1):
-        copy = compare.randomise(network, stage, torch.Generator().manual_seed(0))
-        changed.append(
-            {n.split(".")[0] for n, v in copy.state_dict().items() if not v.equal(before[n])}
-        )
-        assert all(v.isfinite().all() for v in copy.state_dict().values())
-    assert changed == [{"7"}, {"7", "3"}, {"7", "3", "0"}]
-    for name, value in network.state_dict().items():
-        assert value.equal(before[name])
+    with left_alone(network):
+        for stage in range(1, compare.STAGES + 1):
+            made = compare.randomise(network, stage, torch.Generator().manual_seed(0))
+            pairs = zip(network.named_parameters(), made.parameters(), strict=True)
+            changed.append({name.split(".")[0] for (name, p), q in pairs if not p.equal(q)})
+            assert all(p.isfinite().all() for p in made.parameters())
+    assert changed == [{"7"}, {"7", "4"}, {"7", "4", "0"}]
 
 
 def test_random_weights_keep_mean_and_deviation():
+    """So that activations stay finite without BatchNorm."""
     layer = nn.Sequential(nn.Linear(200, 200))
     nn.init.normal_(layer[0].weight, 0.3, 0.1)
     weight = compare.randomise(layer, 1, torch.Generator().manual_seed(0))[0].weight.detach()
     assert float(weight.mean()) == pytest.approx(0.3, abs=0.01)
     assert float(weight.std()) == pytest.approx(0.1, rel=0.05)
+    assert abs(np.corrcoef(weight.flatten(), layer[0].weight.detach().flatten())[0, 1]) < 0.05
 
 
 def test_similarity_of_known_maps():
-    heat = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    assert compare.similarity(heat, heat) == pytest.approx((1, 1))
-    assert compare.similarity(heat, heat**3)[0] == pytest.approx(1)  # the ranks stay
-    assert compare.similarity(heat, -heat)[0] == pytest.approx(-1)
-    other = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    assert abs(compare.similarity(heat, other)[0]) < 0.2
-    assert compare.similarity(heat, torch.ones(SIDE, SIDE)) == (0, 0)
+    """The same, the same order, the opposite one, chance, and one that ranks nothing."""
+    heat = draw(SIDE, SIDE)
+    assert similarity(heat, heat) == pytest.approx((1, 1))
+    assert similarity(heat, heat**3)[0] == pytest.approx(1)
+    assert similarity(heat, heat**3)[1] < 0.95
+    assert similarity(heat, -heat)[0] == pytest.approx(-1)
+    assert abs(similarity(heat, draw(SIDE, SIDE, seed=1))[0]) < 0.2
+    assert similarity(heat, torch.ones(SIDE, SIDE)) == (0, 0)
+
+
+# ---------------------------------------------------------------------------------------- methods
 
 
 @pytest.mark.parametrize("name", list(compare.METHODS))
-def test_every_method_gives_one_finite_map_and_leaves_the_network_alone(name, photo):
-    network = small_network()
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    maps = [
-        compare.METHODS[name](network, photo, TARGET, torch.Generator().manual_seed(0))
-        for _ in range(2)
-    ]
-    assert maps[0].shape == (SIDE, SIDE)
-    assert maps[0].isfinite().all()
-    assert maps[0].equal(maps[1])  # the same noise, the same map
-    assert all(value.equal(before[key]) for key, value in network.state_dict().items())
-    assert not any(module._forward_hooks for module in network.modules())
-    assert all(p.grad is None for p in network.parameters())
+def test_every_method_gives_one_finite_map_and_leaves_the_network_alone(name, photo, network):
+    """The same noise, the same map."""
+    with left_alone(network):
+        (heat, _, evaluations), (again, _, _) = (rank(network, photo, name)[name] for _ in range(2))
+    assert heat.shape == (SIDE, SIDE)
+    assert heat.isfinite().all()
+    assert heat.equal(again)
+    assert (evaluations == 0) == (name in compare.BLIND)
 
 
 @pytest.mark.parametrize("name", ["gradient", "SmoothGrad squared", "RISE"])
 def test_methods_find_the_square(name, photo):
-    heat = compare.METHODS[name](Reader(), photo, TARGET, torch.Generator().manual_seed(0))
-    deletion, insertion = areas(photo, heat)
-    rng = torch.Generator().manual_seed(1)
-    chance = np.mean([areas(photo, torch.rand(SIDE, SIDE, generator=rng)) for _ in range(5)], 0)
+    """Better than chance, both ways."""
+    deletion, insertion = measure(photo, rank(Reader(), photo, name)[name][0])
+    chance = measure_chance(photo)
     assert deletion < chance[0]
     assert insertion > chance[1]
 
 
-def test_methods_that_share_samples_give_what_each_gives_alone(photo):
-    shared = ["SmoothGrad signed", "gradient", "SmoothGrad squared", "SmoothGrad abs"]
-    network, calls = small_network(), []
-    network[0].register_forward_hook(lambda *_: calls.append(1))
-    args = SimpleNamespace(methods=shared, seed=0)
-    together = compare.rank_pixels(args, None, Stop(), network, photo, TARGET)
-    count = len(calls)
-    assert list(together) == shared
-    for name in shared:
-        calls.clear()
-        args.methods = [name]
-        (alone,) = compare.rank_pixels(args, None, Stop(), network, photo, TARGET).values()
+def test_methods_that_share_samples_give_what_each_gives_alone(photo, network):
+    """And cost together what one costs, but each is said to cost as much as alone."""
+    names = ["SmoothGrad signed", "gradient", "SmoothGrad squared", "SmoothGrad abs"]
+    images = []
+    network[0].register_forward_hook(lambda module, inputs, output: images.append(len(output)))
+    together = rank(network, photo, *names)
+    assert sum(images) == 50 + 1
+    assert list(together) == names
+    for name in names:
+        alone = rank(network, photo, name)[name]
         assert alone[0].equal(together[name][0])
         assert alone[2] == together[name][2] == (1 if name == "gradient" else 50)
-    assert count == len(calls) + 1  # the three of them cost as much as one, and the gradient
-    assert not network._forward_pre_hooks
 
 
 def test_rise_shows_nothing_of_its_masks_where_the_network_sees_nothing(photo):
-    def blind(x):
-        return torch.zeros(len(x), 2)
-
-    heat = compare.rise(blind, photo, TARGET, torch.Generator().manual_seed(0))
+    """A probability of a half everywhere is a map of a half."""
+    heat = compare.rise(lambda x: torch.zeros(len(x), 2), photo, TARGET, torch.Generator())
     assert heat.numpy() == pytest.approx(np.full((SIDE, SIDE), 0.5), abs=1e-5)
 
 
 def test_grad_cam_by_hand():
+    """Gradients 3 and 1 weigh the maps 2x and -x, and not those of a branch that others pass by."""
+
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv = nn.Conv2d(1, 2, 1, bias=False)
             self.conv.weight.data = torch.tensor([2.0, -1.0]).view(2, 1, 1, 1)
+            self.branch = nn.Identity()
 
         def forward(self, x):
             maps = self.conv(x)
-            return torch.stack([maps[:, 0].sum((1, 2)) * 3 + maps[:, 1].sum((1, 2)),
-                                maps[:, 0].sum((1, 2))], 1)  # fmt: skip
+            left = self.branch(3 * maps[:, :1]).sum((2, 3))
+            right = self.branch(maps[:, 1:]).sum((2, 3))
+            return torch.cat([left + right, left], 1)
 
     x = torch.arange(16.0).view(1, 1, 4, 4)
-    heat = compare.grad_cam(Net(), x, torch.tensor([0]), None)
-    assert heat == pytest.approx((3 * 2 - 1) * x[0, 0])  # gradients 3 and 1 weigh maps 2x and -x
+    heat = compare.grad_cam(Net(), x, torch.tensor([0]))
+    assert heat == pytest.approx((3 * 2 - 1) * x[0, 0])
 
 
-# ------------------------------------------------------------------------------------ the script
+def test_the_checks_compare_with_nudges_random_weights_and_another_class(photo, network):
+    """Centre and edges never see the network; the gradient does."""
+    args = Namespace(methods=["centre", "edges", "gradient"], seed=0)
+    found = compare.rank_pixels(args, network, photo, TARGET)
+    rows = compare.check_sanity(args, network, photo, TARGET, torch.tensor([4]), found)
+    for row in rows.values():
+        assert len(row["random weights, rank"]) == len(row["random weights, SSIM"]) == 3
+        assert row["random weights"] == row["random weights, rank"][-1]
+    assert rows["centre"]["sensitivity"] == 0 < rows["edges"]["sensitivity"]
+    for name in ("centre", "edges"):
+        assert rows[name]["random weights"] == rows[name]["other class"] == pytest.approx(1)
+    assert rows["gradient"]["sensitivity"] > 0
+    assert rows["gradient"]["random weights"] < 0.9
+    assert rows["gradient"]["other class"] < 0.99
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    """Write a checkpoint as train_classifier.py does, of a small network on 16 x 16 pixels."""
-    save_classifier(tmp_path / "model", small_network(), "abcdefgh", [3, SIDE, SIDE])
-    return str(tmp_path / "model")
+# ------------------------------------------------------------------------------ tables and pictures
+
+COLUMNS = {"deletion": "low", "insertion": "high", "sensitivity": "low", "evaluations": "low"}
+IMAGES = [
+    {"methods": {"chance": {"deletion": 0.0, "insertion": 0.9, "evaluations": 0},
+                 "a": {"deletion": 0.2, "insertion": 0.6, "sensitivity": 0.5, "evaluations": 10},
+                 "b": {"deletion": 0.25, "insertion": 0.9, "evaluations": 20}}},
+    {"methods": {"chance": {"deletion": 0.0, "insertion": 0.9, "evaluations": 0},
+                 "a": {"deletion": 0.4, "insertion": 0.6, "evaluations": 10}}},
+]  # fmt: skip
 
 
-CHEAP = ["random", "gradient", "SmoothGrad abs", "Grad-CAM"]
+def test_means_errors_and_numbers_of_photos():
+    """Of those photos that have a number."""
+    table = compare.summarise(IMAGES, list(COLUMNS))
+    # 0.2 and 0.4 deviate by 0.1 * sqrt(2) from their mean, which is thus known to 0.1
+    assert table["a"]["deletion"] == pytest.approx((0.3, 0.1, 2))
+    assert table["a"]["sensitivity"] == pytest.approx((0.5, 0, 1))
+    assert table["b"]["insertion"] == pytest.approx((0.9, 0, 1))
+    assert "sensitivity" not in table["b"]
 
 
-def run(checkpoint, photos, out, *more):
-    """Run the script in this process."""
-    return compare.main(["--model", checkpoint, "--image", str(photos), "--methods", *CHEAP,
-                         "--out", str(out), *more])  # fmt: skip
+def test_tables_are_written_and_the_best_is_bold_but_one_that_is_blind(tmp_path, capsys):
+    """As Markdown and as CSV, without checks that the first method has not."""
+    table = compare.summarise(IMAGES, list(COLUMNS))
+    compare.write_tables(tmp_path, table, COLUMNS, ("chance", "centre"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:-1] == [
+        "| method | deletion | insertion | evaluations |",
+        "|---|---|---|---|",
+        "| chance | 0.000 ± 0.000 | 0.900 ± 0.000 | 0 |",
+        "| a | 0.300 ± 0.100 | 0.600 ± 0.000 | **10** |",
+        "| b | **0.250** | **0.900** | 20 |",  # one photo has no error
+    ]
+    assert (tmp_path / "table.md").read_text().splitlines() == lines[:-1]
+    with open(tmp_path / "table.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["chance", "a", "b"]
+    assert float(rows[1]["deletion error"]) == pytest.approx(0.1)
+    assert rows[1]["deletion n"] == "2"
 
 
-def test_a_run_writes_tables_pictures_and_records(checkpoint, photos, tmp_path, capsys):
-    found = run(checkpoint, photos, tmp_path / "run", "--sanity", "2")
-    assert [Path(i["path"]).name for i in found["images"]] == ["ant.png", "bee.png", "cat.png"]
-    for image in found["images"]:
-        assert {"target", "class_name", "probability", "seconds", "evaluations"} <= set(image)
-        assert list(image["methods"]) == CHEAP
-    assert found["images"][0]["methods"]["gradient"]["evaluations"] == 1
-    assert found["images"][0]["methods"]["SmoothGrad abs"]["evaluations"] == 50
-    assert found["images"][0]["methods"]["random"]["random weights"] == pytest.approx(1)
-    assert "sensitivity" not in found["images"][2]["methods"]["gradient"]
-    for name in ("table.md", "table.csv", "curves.png", "random_weights.png", "contact_sheet.png"):
-        assert name in found["files"]
-        assert (tmp_path / "run" / name).stat().st_size > 100
-    sheet = np.asarray(Image.open(tmp_path / "run/contact_sheet.png").convert("L"))
-    assert sheet.std() > 20
-    rows = [i["methods"]["gradient"]["deletion"] for i in found["images"]]
-    mean, error, count = found["table"]["gradient"]["deletion"]
-    assert (mean, error, count) == pytest.approx((np.mean(rows), np.std(rows, ddof=1) / 3**0.5, 3))
-    table = (tmp_path / "run/table.md").read_text()
-    assert f"{mean:.3f} ± {error:.3f}" in table
-    lines = {line.split(" | ")[0][2:]: line for line in table.splitlines()[2:]}
-    assert "**" not in lines["random"]  # it never changes, but that is no merit
-    assert "| method | deletion |" in capsys.readouterr().out
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sheet_shows_every_map_of_every_photo(channels, tmp_path):
+    """Photos of the same class, too: of n bright maps, n times as much of the sheet is bright."""
+    heat = np.zeros((32, 32), np.float32)
+    heat[:16] = 1
+    photo = np.full((channels, 32, 32), 0.5, np.float32)
+    bright = []
+    files = {}
+    for i in range(4):
+        np.savez(tmp_path / f"{i}.npz", photo=photo, **{"Grad-CAM": heat, "one, smooth": heat.T})
+        files[tmp_path / f"{i}.npz"] = "$ the_same_class\n\udcff"
+        compare.map_sheet(tmp_path / "sheet.png", files)
+        sheet = iio.imread(tmp_path / "sheet.png")[..., :3].astype(int)
+        bright.append((abs(sheet - [252, 255, 164]).max(2) < 12).sum())  # where inferno ends
+    assert bright[0] > 2000
+    assert bright == pytest.approx(bright[0] * np.arange(1, 5), rel=0.1)
 
 
-def test_a_resumed_run_measures_only_what_is_missing(checkpoint, photos, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    whole = run(checkpoint, photos, out)
-    (out / "records/bee.json").unlink()
-    seen, original = [], compare.explain_photo
-    monkeypatch.setattr(compare, "explain_photo", lambda *a: seen.append(a[-1]) or original(*a))
-    again = compare.main(["--resume", str(out)])
-    assert seen == ["bee"]
-    for a, b in zip(whole["images"], again["images"], strict=True):
-        for name in CHEAP:
-            assert a["methods"][name]["deletion"] == b["methods"][name]["deletion"]
-
-
-def test_without_checks_there_are_tables_all_the_same(checkpoint, photos, tmp_path):
-    found = run(checkpoint, photos, tmp_path / "run", "--sanity", "0")
-    assert "sensitivity" not in found["table"]["gradient"]
-    assert "table.csv" in found["files"]
-    assert "random_weights.png" not in found["files"]
-
-
-def test_a_broken_photo_costs_no_other(checkpoint, photos, tmp_path, capsys):
-    photos = shutil.copytree(photos, tmp_path / "photos")
-    (photos / "bee.png").write_bytes(b"no picture")
-    with pytest.raises(UserError) as error:
-        run(checkpoint, photos, tmp_path / "run")
-    assert error.value.code == 1
-    assert len(json.loads((tmp_path / "run/metrics.json").read_text())["images"]) == 2
-    assert "bee.png" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [
-    ["--methods", "magic"], ["--sanity", "-1"], ["--image", "no-such-file"], ["--model", "magic"],
-    ["--target", "unicorn"], ["--seed", "1.5"],
-])  # fmt: skip
-def test_mistakes_are_said_in_one_line(arguments, tmp_path, refused):
-    refused(compare, *arguments, "--out", str(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_signal_stops_between_methods(checkpoint, photos, tmp_path, monkeypatch):
-    def interrupt(*_):
-        signal.raise_signal(signal.SIGINT)
-        return torch.rand(SIDE, SIDE)
-
-    monkeypatch.setitem(compare.METHODS, "random", interrupt)
-    line = f"stopped; go on: python compare_explanations.py --resume {tmp_path / 'run'}"
-    with pytest.raises(compare.Interrupted, match=f"^{re.escape(line)}$") as stopped:
-        run(checkpoint, photos, tmp_path / "run")
-    assert stopped.value.signum == signal.SIGINT
+def test_curves_are_drawn_and_the_cascade_where_there_is_one(tmp_path):
+    """The mean over photos and fills; a photo without the check is left out."""
+    keys = [f"{game} curve, {fill}" for game in ("deletion", "insertion") for fill in FILLS]
+    plain, low, high = ({key: [p, 0.0] for key in keys} for p in (0.5, 0.0, 1.0))
+    checked = {**plain, "random weights": 0.0, "random weights, rank": [0.5, 0.0],
+               "random weights, SSIM": [0.0, 0.0]}  # fmt: skip
+    pictures = []
+    for rows in ([low, high], [plain], [checked], [plain, checked]):
+        images = [{"methods": {"$a_method$": row}} for row in rows]
+        compare.draw_curves(tmp_path / "curves.png", images)
+        compare.draw_cascade(tmp_path / "cascade.png", images)
+        pictures.append([iio.imread(file) for file in sorted(tmp_path.glob("*.png"))])
+    assert [len(some) for some in pictures] == [1, 1, 2, 2]
+    assert np.array_equal(pictures[0][0], pictures[1][0])
+    assert np.array_equal(pictures[2], pictures[3])
+    assert all(picture.std() > 20 for picture in (*pictures[0], *pictures[2]))
