@@ -312,8 +312,10 @@ class RunningMeans:
     def reliability(self, reduce):
         """Estimate how well a second map of as many samples would agree with this one.
 
-        The correlation r of the maps of the even and of the odd samples, as they are drawn, is
-        that of n/2 samples; for n it is 2r / (1 + r) (Spearman and Brown, 1910).
+        The correlation r of the maps of the even and of the odd samples is that of n/2 samples; for
+        n it is 2r / (1 + r) (Spearman and Brown, 1910). This holds for averages. So signed maps are
+        compared with their signs, channel by channel: as drawn, two |mean M| also agree in where
+        the noise is strong, and two maps of noise alone would by half.
 
         :param str reduce: as in :meth:`get`
         :return: from 0 to 1, of each image, (N,)
@@ -321,10 +323,13 @@ class RunningMeans:
         """
         if self.n < 2:
             return torch.zeros(self.even.shape[1])
-        even = over_channels(self.reduce(self.even / ((self.n + 1) // 2), reduce)).flatten(1)
-        odd = over_channels(self.reduce(self.odd / (self.n // 2), reduce)).flatten(1)
-        even = even - even.mean(1, keepdim=True)
-        odd = odd - odd.mean(1, keepdim=True)
+        even = self.reduce(self.even / ((self.n + 1) // 2), reduce)
+        odd = self.reduce(self.odd / (self.n // 2), reduce)
+        if reduce != "signed":
+            even = over_channels(even)
+            odd = over_channels(odd)
+        even = even.flatten(1) - even.flatten(1).mean(1, keepdim=True)
+        odd = odd.flatten(1) - odd.flatten(1).mean(1, keepdim=True)
         r = F.cosine_similarity(even, odd, eps=1e-30).clamp(0, 1)
         return 2 * r / (1 + r)
 
