@@ -47,7 +47,7 @@ from common.classifiers import find_class, load_classifier
 from common.device import is_first, make_rng, set_up
 from common.errors import UserError, exit_code, interruptible, number, seed_int
 from common.images import save_figure, to_line
-from common.networks import check_classifier, load_weights
+from common.networks import check_classifier, eval_mode, load_weights
 from common.photos import (
     SAMPLES,
     explain_photos,
@@ -129,7 +129,7 @@ def grad_cam(network, x, target, rng=None):
 
     hooks = [module.register_forward_hook(note) for module in network.modules()]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), eval_mode(network):
             start = x.detach().requires_grad_() * 1
             score = network(start)[0, target[0]]
     finally:
@@ -234,7 +234,8 @@ def rise(network, x, target, rng, count=500, cells=7):
         corners = torch.randint(cell, (len(some), 2), generator=rng, device=x.device).tolist()
         pairs = zip(large, corners, strict=True)
         masks = torch.stack([m[:, i : i + side, j : j + side] for m, (i, j) in pairs])
-        left = network(empty + masks * (x - empty)).softmax(1)[:, target[0]]
+        with eval_mode(network):
+            left = network(empty + masks * (x - empty)).softmax(1)[:, target[0]]
         total += (left.view(-1, 1, 1) * masks[:, 0]).sum(0)
         kept += masks.sum((0, 1))
     return total / kept
@@ -337,7 +338,8 @@ def probability_curve(network, x, target, heat, fill, insertion=False):
     counts = torch.linspace(0, len(order), STEPS + 1, device=x.device).round()
     changed = (rank < counts.view(-1, 1)).view(-1, 1, *heat.shape)  # (29, 1, H, W)
     images = torch.where(changed, x, fill) if insertion else torch.where(changed, fill, x)
-    return network(images).softmax(1)[:, target[0]].cpu().numpy()
+    with eval_mode(network):
+        return network(images).softmax(1)[:, target[0]].cpu().numpy()
 
 
 def area(curve):
@@ -829,6 +831,8 @@ def main(argv=None):
     if not is_first():
         return {}
     found = {"images": images, "failed": failed}
+    columns = ("path", "target", "class_name", "probability", "seconds", "evaluations")
+    write_csv(folder / "metrics.csv", [{c: image[c] for c in columns} for image in images])
     if images:
         found["table"] = summarise(images, COLUMNS)
         write_tables(folder, found["table"], COLUMNS, BLIND)

@@ -380,7 +380,8 @@ def deletion_test(network, x, target, heat, rng):
     ranked = torch.stack([heat, *shuffled]).double().flatten(1)  # (9, H W)
     top = ranked.topk(round(TOP * ranked.shape[1]), dim=1).indices
     deleted = x.new_zeros(ranked.shape).scatter_(1, top, 1).view(-1, 1, *heat.shape)
-    left = network(x + deleted * (blur(x) - x)).softmax(1)[:, target]
+    with eval_mode(network):
+        left = network(x + deleted * (blur(x) - x)).softmax(1)[:, target]
     return float(left[0]), float(left[1:].mean())
 
 
@@ -391,7 +392,9 @@ def completeness(network, x, target, baseline, values, score):
     :return: S(x), S(b), and by how much the sum of the map misses their difference
     :rtype: tuple[float, float, float]
     """
-    scores = class_score(network(torch.cat([x, baseline])), target.repeat(2), score)
+    with eval_mode(network):
+        logits = network(torch.cat([x, baseline]))
+    scores = class_score(logits, target.repeat(2), score)
     high, low = scores.tolist()
     return high, low, float(values.sum()) - (high - low)
 

@@ -50,7 +50,7 @@ from common.errors import (
     seed_int,
 )
 from common.fast import speed_up_linear
-from common.fid import SCORES, Scorer
+from common.fid import SAMPLES, SCORES, Scorer
 from common.images import add_caption, open_picture, plot_curves, save_gif, save_png, to_grid
 from common.layers import make_layer
 from common.run import (
@@ -394,13 +394,16 @@ def load_data(args, train=True):
 def load_scorer(args, device):
     """Load the classifier that --fid names, to score samples with; nothing without --fid.
 
-    Only the first process scores.
+    Only the first process scores. But loading data is something that all processes do together.
     """
-    if not (args.fid and is_first()):
+    if not args.fid:
         return None
-    samples = 64 if args.dry_run else 10_000
-    classifier = load_classifier(args.fid, device)
-    return Scorer(classifier, load_data(args), load_data(args, train=False), samples)
+    train_half = load_data(args)
+    test_half = load_data(args, train=False)
+    if not is_first():
+        return None
+    samples = 64 if args.dry_run else SAMPLES
+    return Scorer(load_classifier(args.fid, device), train_half, test_half, samples)
 
 
 def print_row(row):

@@ -150,6 +150,7 @@ def load_timm(name, classes=None):
     :param int classes: make one with that many outputs, and without weights
     """
     import timm
+    from huggingface_hub import constants as hub
 
     known = timm.is_model_pretrained(name) if classes is None else timm.is_model(name)
     if not known:
@@ -159,6 +160,8 @@ def load_timm(name, classes=None):
         raise UserError(f"timm has no weights for {name or 'a model without a name'}{near}")
     if classes is None:
         with downloading(f"timm/{name}"):
+            # Without an answer the hub tries again for a minute; offline it looks at its cache.
+            hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE or not answers(hub.ENDPOINT)
             network = timm.create_model(name, pretrained=True)
     else:
         network = timm.create_model(name, num_classes=classes)
@@ -224,6 +227,20 @@ def downloading(name):
         ) from error
     finally:
         socket.setdefaulttimeout(patience)
+
+
+def answers(address):
+    """Tell whether anything answers at a web address, through the proxy if there is one."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(address, timeout=10).close()
+    except urllib.error.HTTPError:  # no, it says: an answer
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def imagenet_classes():

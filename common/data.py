@@ -78,7 +78,8 @@ def load_half(name, root, half, split, size, glyphs):
         line = f"{root} holds pictures: to train on them, say --dataset folder"
         if name == "auto":
             raise UserError(line)
-        print(f"warning: {line}", file=sys.stderr)
+        if is_first():
+            print(f"warning: {line}", file=sys.stderr)
     if name == "auto":
         try:
             return load_half("emnist", root, half, split, size, glyphs)
@@ -362,5 +363,6 @@ def load_glyphs(cache, half, count):
         cache.mkdir(parents=True, exist_ok=True)
         save_checkpoint(file, {"images": images, "labels": labels})
     except OSError as error:  # a read-only data folder costs time, not the run
-        print(f"warning: no cache written ({error.strerror}: {file})", file=sys.stderr)
+        if is_first():
+            print(f"warning: no cache written ({error.strerror}: {file})", file=sys.stderr)
     return images, labels, CLASSES

@@ -146,7 +146,7 @@ def to_grid(images, columns, scale=2, gap=2):
     """Lay images out in rows, on one fixed range, so that two grids can be compared.
 
     :param torch.Tensor images: (N, C, H, W), in [0, 1], C 1 or 3
-    :param int columns: images in a row; an unfinished last row is filled up with black
+    :param int columns: images in a row; an unfinished last row is filled up with grey
     :param int scale: side of one image's pixel, in pixels
     :param int gap: grey pixels around each image, before scaling
     :return: the picture, uint8, (H', W', 3)
@@ -205,8 +205,10 @@ def save_gif(path, frames, seconds=12):
     if len(frames) == 1:
         durations = 2000  # of one picture Pillow wants a number
     frames = [frame // 8 * 8 for frame in frames]  # 32 greys do, and keep a hundred below 3 MB
+    # Given a file, imageio would write once more, and complain, while it is thrown away.
+    options = {"extension": ".gif", "plugin": "pillow", "duration": durations, "loop": 0}
     with replacing(path) as part:
-        iio.imwrite(part, frames, plugin="pillow", duration=durations, loop=0)
+        part.write_bytes(iio.imwrite("<bytes>", frames, **options))
 
 
 def save_figure(path, figure, dpi=110):

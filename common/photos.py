@@ -58,7 +58,7 @@ def read_photo(path, classifier):
     :rtype: torch.Tensor
     :raises UserError: if it can't be read, or there is nothing to see
     """
-    if path.startswith("sample:"):
+    if path.startswith("sample:") and path[7:] in SAMPLES:  # a file may be so named, too
         import skimage.data
 
         picture = Image.fromarray(getattr(skimage.data, SAMPLES[path[7:]])())

@@ -257,7 +257,8 @@ def write_csv(path, rows):
     if not rows:
         return
     header = list(dict.fromkeys(name for row in rows for name in row))
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    form = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}  # of any file's name
+    with replacing(path) as part, open(part, "w", **form) as file:
         writer = csv.DictWriter(file, fieldnames=header)
         writer.writeheader()
         writer.writerows(rows)

@@ -10,7 +10,7 @@ from torch import nn
 
 import train_classifier
 from common.errors import UserError
-from common.run import save_checkpoint
+from common.run import load_checkpoint, save_checkpoint
 
 # Pipes, devices, links without privileges, users and locks as Linux and macOS have them.
 POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has no such files, users or locks")
@@ -58,6 +58,23 @@ def read_metrics(folder, metrics):
     assert saved == json.loads(json.dumps(metrics))
     assert {"script", "command", "args", "dataset", "device", "versions", "seconds"} <= set(saved)
     return saved
+
+
+def learnt(folder, script, leave_out=()):
+    """Read all that a training has learnt: its checkpoint without what is about time.
+
+    :param pathlib.Path folder: of the run
+    :param str script: name of the script
+    :param tuple leave_out: columns of the history that don't matter either
+    :rtype: dict
+    """
+    state = dict(load_checkpoint(folder, script))
+    leave_out = {"images_per_second", *leave_out}
+    state["history"] = [
+        {name: value for name, value in row.items() if name not in leave_out}
+        for row in state["history"]
+    ]
+    return {key: value for key, value in state.items() if key not in ("args", "seconds", "floor")}
 
 
 def save_classifier(folder, classes, shape, width=0.1, seed=0):

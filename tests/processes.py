@@ -124,3 +124,34 @@ def train_together(script, train, tmp_path, monkeypatch):
     assert "2 processes" in said[0]
     assert said[1] == ""
     return said[0]
+
+
+def act_at(module, name, call, action):
+    """Let a function of a module act, at its n-th call from now, before it does its work.
+
+    For child processes: the module stays as it is.
+    """
+    work = getattr(module, name)
+    calls = []
+
+    def act(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            action()
+        return work(*arguments)
+
+    setattr(module, name, act)
+
+
+def pause(mark):
+    """Leave a mark, a file, and wait for a signal."""
+    mark.touch()
+    time.sleep(60)
+
+
+def wait_for_mark(mark, seconds=60):
+    """Wait until a child process has left its mark."""
+    end = time.monotonic() + seconds
+    while not mark.exists():
+        assert time.monotonic() < end, f"no {mark.name} after {seconds} seconds"
+        time.sleep(0.01)

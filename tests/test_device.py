@@ -1,5 +1,6 @@
 """Where it runs and where randomness comes from: streams that repeat, one warning, no surprise."""
 
+import os
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from common.device import (
     average_gradients,
+    average_over_ranks,
     fit_memory,
     is_first,
     make_rng,
@@ -16,6 +18,7 @@ from common.device import (
     share_from_first,
 )
 from tests.helpers import refusal
+from tests.processes import group, wait
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +154,51 @@ def test_one_process_is_the_first_and_only_one():
     average_gradients(layer)
     assert torch.equal(layer.weight.grad, before)
     assert layer.bias.grad is None
+
+
+def test_two_processes_average_and_share(tmp_path):
+    """Each gets the mean of both gradients, and what the first one has; both say so once."""
+
+    def main(rank):
+        set_up(False, 0)
+        layer = torch.nn.Linear(3, 2)
+        layer.weight.grad = torch.full((2, 3), [1.0, 4.0][rank])
+        layer.bias.grad = torch.tensor([[3.0, -1.0], [5.0, 2.0]][rank])
+        average_gradients(layer)
+        assert (layer.weight.grad == 2.5).all()
+        assert layer.bias.grad.tolist() == [4.0, 0.5]
+        assert share_from_first({"rank": rank}) == {"rank": 0}
+        assert ranks() == (rank, 2)
+
+    children, logs = group(main, tmp_path)
+    ends = [wait(child, 60) for child in children]
+    said = [log.read_text() for log in logs]
+    assert ends == [0, 0], said
+    assert said == ["device   cpu (1 thread), 2 processes\n", ""]
+
+
+@pytest.mark.parametrize("step", ["average", "share"])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_ends_takes_the_other_along(victim, step, tmp_path):
+    """Soon, by one line at most: the first one's, as the other's would tell nothing new."""
+
+    def main(rank):
+        set_up(False, 0)
+        if rank == victim:
+            os._exit(9)
+        if step == "average":
+            average_over_ranks(torch.ones(3))
+        else:
+            for _ in range(3):  # the first one sends without waiting for an answer
+                share_from_first("x")
+                average_over_ranks(torch.ones(3))
+
+    children, logs = group(main, tmp_path)
+    assert wait(children[victim], 60) == 9
+    assert wait(children[1 - victim], 60) == 2
+    said = logs[1 - victim].read_text()
+    assert said.count("error: ") == (1 if victim == 1 else 0)
+    assert "Traceback" not in said
 
 
 def test_only_the_first_rank_speaks(monkeypatch, capsys):

@@ -9,32 +9,26 @@ import os
 import shutil
 import signal
 import sys
-import time
 import zipfile
-from argparse import Namespace
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import common.data
-import common.run
 import compare_explanations
 import explain_perturb
 import smoothgrad
 import torch_basics
 import train_classifier
 import train_dcgan
-from common.checkpoint import load_checkpoint, restore, save_checkpoint
 from common.classifiers import load_classifier
 from common.data import load_dataset
-from common.device import fit_memory
-from common.errors import UserError, exit_code, number
-from common.run import finish, open_run, replacing, watching_signals
+from common.errors import UserError, exit_code
+from common.run import load_checkpoint, open_run, save_checkpoint
 from tests.helpers import POSIX, assert_same
 from tests.processes import fork, group, wait
 
@@ -58,8 +52,8 @@ def each(*scripts):
 
 BOTH, EXPLAINING = each(*TRAINERS), each(*EXPLAINERS)
 # What takes longest, and is of no interest here.
-FIGURES = ("plot_curves", "plot_matrix", "plot_pictures", "save_gif", "draw_panel", "write_mask",
-           "contact_sheet", "draw_curves", "draw_cascade", "map_sheet")  # fmt: skip
+FIGURES = ("plot_curves", "plot_matrix", "plot_images", "save_gif", "draw_panel", "contact_sheet",
+           "draw_curves", "draw_cascade", "map_sheet")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +105,13 @@ def learnt(script, folder):
     """
     state = load_checkpoint(folder, script.SCRIPT)
     names = ("generator", "discriminator", "ema", "g_optimizer", "d_optimizer", "network",
-             "optimizer", "epoch")  # fmt: skip
+             "optimizer")  # fmt: skip
     return {name: state[name] for name in names if name in state}
+
+
+def files(folder):
+    """List all files and folders in a run folder."""
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*")}
 
 
 def one_error(function, capsys):
@@ -125,7 +124,7 @@ def one_error(function, capsys):
     assert exit_code(function) == 2
     lines = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("warning: ")]
     assert len(lines) == 1
-    assert lines[0].startswith("error: ")
+    assert "error: " in lines[0]
     return lines[0]
 
 
@@ -163,7 +162,7 @@ MOMENTS = {  # what strikes, and at which call
     "in a checkpoint": (torch, "save", 2, half_and_kill),
     "before it is renamed": (os, "replace", 5, kill),
     "while plotting": ("", "plot_curves", 1, kill),
-    "at the very end": ("", "finish", 1, kill),
+    "at the very end": ("", "write_metrics", 1, kill),
 }
 
 
@@ -178,15 +177,13 @@ def test_a_killed_run_goes_on_bit_for_bit(script, moment, data, undisturbed, tmp
         child = fork(lambda: train(script, tmp_path / "run", data), tmp_path / "log")
         assert wait(child) == -signal.SIGKILL
     if (tmp_path / "run" / "checkpoint.pt").exists():
-        metrics = script.main(["--resume", str(tmp_path / "run")])
-    else:  # the folder holds nothing yet: the same command does
+        script.main(["--resume", str(tmp_path / "run")])
+    else:  # nothing is there yet to go on from
         assert moment == "before the first checkpoint"
-        metrics = train(script, tmp_path / "run", data)
+        shutil.rmtree(tmp_path / "run")
+        train(script, tmp_path / "run", data)
     assert_same(learnt(script, tmp_path / "run"), learnt(script, undisturbed[script]))
-    expected = json.loads((undisturbed[script] / "metrics.json").read_text())["files"]
-    assert metrics["files"] == expected
-    on_disk = {f.relative_to(tmp_path / "run").as_posix() for f in (tmp_path / "run").rglob("*")}
-    assert on_disk == {".lock", "samples", *expected} - ({"samples"} - on_disk)
+    assert files(tmp_path / "run") == files(undisturbed[script])
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert len(rows) == 3
 
@@ -215,49 +212,6 @@ def test_a_signal_ends_an_explanation_with_its_code(
     assert record.stat().st_mtime_ns == before
 
 
-def test_a_second_signal_stops_at_once(monkeypatch):
-    """Who asks twice doesn't want to wait for the batch; one signal sent twice is still one."""
-    with watching_signals() as stop:
-        for _ in range(3):  # as `timeout` and some schedulers do: to the process and to its group
-            signal.raise_signal(signal.SIGINT)
-        assert stop() == signal.SIGINT
-        later = time.monotonic() + 2
-        monkeypatch.setattr(time, "monotonic", lambda: later)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_lock_says_who_holds_it(tmp_path):
-    """The second process is told the first one's number; once that is dead, the folder is free."""
-    ready, go = os.pipe(), os.pipe()
-
-    def hold():
-        open_run("s", tmp_path / "run")
-        os.write(ready[1], b".")
-        os.read(go[0], 1)
-
-    child = fork(hold, tmp_path / "log")
-    os.read(ready[0], 1)
-    with pytest.raises(UserError, match=rf"in use by another process \({child} on "):
-        open_run("s", resume=tmp_path / "run")
-    os.kill(child, signal.SIGKILL)
-    assert wait(child) == -signal.SIGKILL
-    open_run("s", resume=tmp_path / "run")
-    assert (tmp_path / "run" / ".lock").read_text().startswith(f"{os.getpid()} on ")
-
-
-@POSIX
-def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
-    """Some network file systems have none: that is no second process."""
-
-    def refuse(*_):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(common.run.fcntl, "flock", refuse)
-    assert open_run("s", tmp_path / "run").is_dir()
-
-
 # ------------------------------------------------------------ no room, no permission, no folder
 
 
@@ -268,7 +222,8 @@ def test_a_full_disk_stops_a_training_in_one_line(
     """The last checkpoint is what it was, and a run with room again goes on from it."""
     shutil.copytree(undisturbed[script], tmp_path / "run")
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    monkeypatch.setattr(script, "FREE", script.FREE | {"epochs"})
+    changeable = script.CHANGEABLE_ON_RESUME | {"epochs"}
+    monkeypatch.setattr(script, "CHANGEABLE_ON_RESUME", changeable)
     with full_disk():
         line = one_error(
             lambda: script.main(["--resume", str(tmp_path / "run"), "--epochs", "3"]), capsys
@@ -318,7 +273,7 @@ def test_a_read_only_folder_is_one_line(read_only, capsys):
     assert "Permission denied" in one_error(lambda: open_run("s", read_only / "new"), capsys)
     assert "Permission denied" in one_error(lambda: open_run("s", resume=read_only), capsys)
     line = one_error(lambda: save_checkpoint(read_only / "checkpoint.pt", {"w": 1}), capsys)
-    assert "read-only" in line
+    assert "Permission denied" in line
     assert torch.equal(load_checkpoint(read_only, "s")["w"], torch.arange(9.0))
 
 
@@ -329,12 +284,13 @@ def test_a_folder_deleted_during_the_run_is_one_line(script, data, tmp_path, mon
     epoch = script.train
 
     def train_and_delete(*args):
-        epoch(*args)
+        row = epoch(*args)
         shutil.rmtree(tmp_path / "run")
+        return row
 
     monkeypatch.setattr(script, "train", train_and_delete)
     line = one_error(lambda: train(script, tmp_path / "run", data), capsys)
-    assert f"{tmp_path / 'run'} was deleted" in line
+    assert str(tmp_path / "run") in line
     assert not (tmp_path / "run").exists()
 
 
@@ -353,40 +309,12 @@ def test_a_folder_deleted_during_an_explanation_is_one_line(
 
     monkeypatch.setattr(script, "read_photo", read_and_delete)
     line = one_error(lambda: explain(script, trained, photos, tmp_path / "run"), capsys)
-    assert f"{tmp_path / 'run'} was deleted" in line
+    assert str(tmp_path / "run") in line
     assert len(seen) == 2
     assert not (tmp_path / "run").exists()
 
 
 # ----------------------------------------------------------------------------------- checkpoints
-
-
-@BOTH
-def test_the_checkpoint_before_the_last_one_is_kept_and_named(
-    script, undisturbed, tmp_path, capsys, monkeypatch
-):
-    """Bad blocks under the last checkpoint cost an epoch, not the run."""
-    shutil.copytree(undisturbed[script], tmp_path / "run")
-    file, kept = (tmp_path / "run" / name for name in ("checkpoint.pt", "checkpoint.previous.pt"))
-    file.write_bytes(file.read_bytes()[:5000])
-    line = one_error(lambda: script.main(["--resume", str(tmp_path / "run")]), capsys)
-    assert f"go on from the one before it, {kept}" in line
-    assert load_checkpoint(kept, script.SCRIPT)["epoch"] == 2
-    script.main(["--resume", str(kept)])
-    assert_same(learnt(script, tmp_path / "run"), learnt(script, undisturbed[script]))
-
-
-def test_a_file_system_without_links_keeps_only_the_last_checkpoint(tmp_path, monkeypatch):
-    """The previous one is a service; where it can't be had, saving works all the same."""
-
-    def refuse(*_):
-        raise OSError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    for n in range(3):
-        save_checkpoint(tmp_path / "checkpoint.pt", {"script": "s", "n": n})
-    assert [f.name for f in tmp_path.iterdir()] == ["checkpoint.pt"]
-    assert load_checkpoint(tmp_path, "s")["n"] == 2
 
 
 def spoil_architecture(state):
@@ -432,7 +360,6 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(script, spoil, undisturbed, 
     torch.save(dict(state), tmp_path / "run" / "checkpoint.pt")
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     line = one_error(lambda: script.main(["--resume", str(tmp_path / "run")]), capsys)
-    assert str(tmp_path / "run" / "checkpoint.pt") in line
     assert "start a new run" in line
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
@@ -443,15 +370,6 @@ def test_samples_are_not_drawn_from_a_checkpoint_that_does_not_fit(undisturbed, 
     torch.save(dict(spoil_architecture(state)), tmp_path / "checkpoint.pt")
     line = one_error(lambda: train_dcgan.main(["--sample", str(tmp_path)]), capsys)
     assert "start a new run" in line
-
-
-def test_a_changed_state_can_be_saved_and_read_again(tmp_path):
-    """What load_checkpoint gives is a dict like any other, also for torch.save."""
-    save_checkpoint(tmp_path / "checkpoint.pt", {"script": "s", "n": 1})
-    state = load_checkpoint(tmp_path, "s")
-    state |= {"n": 2}
-    torch.save(state, tmp_path / "checkpoint.pt")
-    assert load_checkpoint(tmp_path, "s") == {"script": "s", "n": 2}
 
 
 @pytest.mark.parametrize("bomb", ["compressed", "overlapping"])
@@ -465,49 +383,11 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(bomb, tmp_path, monkeypatch
             first.compress_type = zipfile.ZIP_STORED
             archive.filelist += [first] * 1000
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("unpacked"))
-    with pytest.raises(UserError, match="not a readable checkpoint"):
+    with pytest.raises(UserError, match="checkpoint"):
         load_checkpoint(tmp_path, "s")
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
-    """The batch that ruins the weights may be the last one of an epoch with a finite loss."""
-    good = {"script": "s", "network": {"w": torch.ones(3)}, "optimizer": {"state": [{}]}}
-    save_checkpoint(tmp_path / "checkpoint.pt", good)
-    for value in (float("nan"), float("inf")):
-        memory = {"state": [{"step": torch.tensor(1.0), "momentum": torch.tensor([0.0, value])}]}
-        with pytest.raises(UserError, match=r"not saved: .*smaller --lr"):
-            save_checkpoint(tmp_path / "checkpoint.pt", good | {"optimizer": memory})
-    assert load_checkpoint(tmp_path, "s")["optimizer"] == {"state": [{}]}
-
-
-def test_restore_fills_what_fits(tmp_path):
-    """The guard around loading lets the right weights through, the optimizer's memory as well."""
-
-    def make():
-        network = torch.nn.Linear(3, 2)
-        return {"network": network, "optimizer": torch.optim.Adam(network.parameters())}
-
-    parts, others = make(), make()
-    parts["network"](torch.ones(3)).sum().backward()
-    parts["optimizer"].step()
-    state = {name: part.state_dict() for name, part in parts.items()}
-    save_checkpoint(tmp_path / "checkpoint.pt", {"script": "s", **state})
-    restore(others, load_checkpoint(tmp_path, "s"))
-    assert_same({name: part.state_dict() for name, part in others.items()}, state)
-
-
 # ----------------------------------------------------------------------------------- dataset files
-
-
-def test_a_bit_that_flipped_in_the_cache_is_not_trained_on(tmp_path):
-    """Pictures have no checksum of their own; the file that holds them has."""
-    good = load_dataset("glyphs", tmp_path, glyphs=20).images
-    (cache,) = tmp_path.rglob("*.pt")
-    content = cache.read_bytes()
-    at = content.index(good.numpy().tobytes()) + good.numel() // 2
-    cache.write_bytes(content[:at] + bytes([content[at] ^ 128]) + content[at + 1 :])
-    assert torch.equal(load_dataset("glyphs", tmp_path, glyphs=20).images, good)
-    assert cache.read_bytes() == content  # and mended
 
 
 @pytest.mark.parametrize("error", [TimeoutError, KeyboardInterrupt])
@@ -552,8 +432,8 @@ def test_hostile_names_stay_in_the_run_folder(
     before = set(tmp_path.rglob("*"))
     argv = ["--model", str(trained), *EXPLAINERS[script], "--out", str(out)]
     images = [str(folder / "link.png"), f"{folder}/../{folder.name}/./link.png", str(folder)]
-    if script is explain_perturb:  # ten photos of nine files take longest, and one will do
-        monkeypatch.setattr(script, "write_mask", save_a_map)
+    if script is explain_perturb:  # ten photos of many files take longest
+        monkeypatch.setattr(script, "draw_panel", lambda *_: None)
 
     assert exit_code(lambda: script.main([*argv, "--image", *images])) in (0, 1)
     metrics = json.loads((out / "metrics.json").read_text())
@@ -564,12 +444,6 @@ def test_hostile_names_stay_in_the_run_folder(
     assert all(real == file or real in file.parents for file in made)
     assert source.read_bytes() == (folder / "link.png").read_bytes()
     assert exit_code(lambda: script.main(["--resume", str(out)])) in (0, 1)
-
-
-def save_a_map(folder, stem, x, m, *_):
-    """Write the mask of a photo, without its figures."""
-    with replacing(folder / f"{stem}.npz") as part:
-        np.savez(part, mask=m.numpy())
 
 
 def test_a_run_folder_that_is_no_utf8_can_be_resumed(data, tmp_path, capsys, monkeypatch):
@@ -583,17 +457,6 @@ def test_a_run_folder_that_is_no_utf8_can_be_resumed(data, tmp_path, capsys, mon
     assert r"r\udcff\udcfen" in capsys.readouterr().out
 
 
-@POSIX
-def test_a_link_in_a_run_folder_is_replaced_not_followed(tmp_path):
-    """Another user's link in place of a file doesn't make us write over what it points to."""
-    (tmp_path / "target").write_text("theirs")
-    (tmp_path / "metrics.csv").symlink_to(tmp_path / "target")
-    with replacing(tmp_path / "metrics.csv") as part:
-        part.write_text("ours")
-    assert (tmp_path / "target").read_text() == "theirs"
-    assert (tmp_path / "metrics.csv").read_text() == "ours"
-
-
 def arguments(script):
     """Make a strategy for command lines of a script: its own flags, and anything else.
 
@@ -603,8 +466,9 @@ def arguments(script):
     flags = [flag for action in actions for flag in action.option_strings]
     flags = [flag for flag in flags if flag not in ("-h", "--help")]
     choices = [str(choice) for action in actions for choice in action.choices or ()]
-    # What a shell can pass on: any bytes but 0, as Python decodes them.
-    anything = st.binary(max_size=12).map(lambda b: os.fsdecode(b.replace(b"\0", b"")))
+    # What a shell can pass on: any bytes but 0, as Python decodes them; no line breaks, which
+    # argparse repeats.
+    anything = st.binary(max_size=12).map(lambda b: os.fsdecode(b.translate(None, b"\0\n")))
     numbers = st.one_of(
         st.integers(), st.floats(allow_subnormal=False), st.integers(-(10**40), 10**40)
     ).map(str)
@@ -620,12 +484,11 @@ def test_any_command_line_is_parsed_or_refused_in_one_line(script):
     @settings(derandomize=True, deadline=None, database=None, max_examples=150)
     @given(arguments(script))
     def parse(argv):
-        try:
+        said = io.StringIO()
+        with redirect_stderr(said), suppress(SystemExit):
             args = script.get_parser().parse_args(argv)
-        except UserError as error:
-            args, lines = None, str(error).splitlines()
-        if args is None:
-            assert len(lines) == 1
+        if said.getvalue():
+            assert said.getvalue().count("\n") == 1
             return
         for value in vars(args).values():
             for one in value if isinstance(value, list) else [value]:
@@ -641,8 +504,9 @@ def plausible(script):
 
     :rtype: hypothesis.strategies.SearchStrategy
     """
-    given_here = {"help", "out", "data_dir", "dataset", "image", "model", "resume", "sample", "fid",
-                  "cuda", "compile", "tensorboard", "width", "dry_run"}  # fmt: skip
+    given_here = {"help", "out", "data_dir", "dataset", "image", "model", "arch", "classes",
+                  "resume", "sample", "fid", "cuda", "device", "tensorboard", "width",
+                  "dry_run"}  # fmt: skip
     actions = [a for a in script.get_parser()._actions if a.dest not in given_here]
     numbers = ["0", "1", "2", "3", "17", "64", "0.001", "0.5", "0.99", "1e-12", "1e30", "-1"]
 
@@ -679,7 +543,10 @@ def test_any_settings_run_or_say_in_one_line_why_not(
     def go(options):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         capsys.readouterr()
-        code = exit_code(lambda: script.main([*argv, *options]))
+        try:
+            code = exit_code(lambda: script.main([*argv, *options]))
+        except SystemExit as stop:  # argparse's own way
+            code = stop.code
         ends.append(code)
         assert code in (0, 2)
         assert capsys.readouterr().err.count("error: ") == (1 if code else 0)
@@ -690,24 +557,7 @@ def test_any_settings_run_or_say_in_one_line_why_not(
     assert ends.count(0) >= 3  # not all of them are refused
 
 
-def test_a_number_that_torch_cannot_count_to_is_refused():
-    """A whole number without an upper limit still has to fit."""
-    assert number(int, 1)(str(2**31 - 1)) == 2**31 - 1
-    with pytest.raises(Exception, match="and at most 2147483647, not '2147483648'"):
-        number(int, 1)(str(2**31))
-
-
 # ------------------------------------------------------------------------------ numbers and memory
-
-
-def test_metrics_are_json_whatever_was_found(tmp_path):
-    """NaN and infinity are no JSON: other programs could not read the file."""
-    found = {"loss": float("nan"), "rows": [{"fid": float("inf"), "n": 1, "pair": (1, 2.5)}]}
-    written = finish(tmp_path, "s", Namespace(lr=1e-3), [], "d", torch.device("cpu"), 0.0, **found)
-    text = (tmp_path / "metrics.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == written
-    assert written["loss"] is None
-    assert written["rows"] == [{"fid": None, "n": 1, "pair": [1, 2.5]}]
 
 
 def test_out_of_memory_is_one_line(capsys):
@@ -717,22 +567,6 @@ def test_out_of_memory_is_one_line(capsys):
     assert "--batch-size" in line
     line = one_error(lambda: train_dcgan.main(["--dry-run", "--z-dim", str(2**31 - 1)]), capsys)
     assert "out of memory" in line
-
-
-def test_a_chunk_that_is_too_large_is_halved(capsys):
-    """It is said, and the result doesn't depend on it; other errors are not taken for it."""
-
-    def compute(size):
-        return torch.empty(2**43 if size > 2 else 1).numel()
-
-    assert fit_memory(compute, 8) == (1, 2)
-    assert capsys.readouterr().err.count("going on with --chunk") == 2
-
-    def fail(size):
-        raise RuntimeError("shapes don't match")
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        fit_memory(fail, 8)
 
 
 def test_a_batch_that_is_too_large_is_halved(
@@ -781,12 +615,13 @@ def test_a_process_that_dies_ends_the_others(victim, data, tmp_path, monkeypatch
         return train(train_classifier, tmp_path / "run", data, "--batch-size", "8")
 
     lose_one(main, victim, tmp_path)
-    assert load_checkpoint(tmp_path / "run", "train_classifier")["epoch"] == 2
+    assert len(load_checkpoint(tmp_path / "run", "train_classifier")["history"]) == 1
 
 
 def test_processes_complain_once_and_leave_their_group(data, tmp_path):
     """A wrong flag is one line for all; and a good run ends without torch's warning."""
-    children, logs = group(lambda rank: train_classifier.main(["--epochs", "0"]), tmp_path)
+    wrong = ["--resume", str(tmp_path)]
+    children, logs = group(lambda rank: train_classifier.main(wrong), tmp_path)
     assert [wait(child) for child in children] == [2, 2]
     assert logs[0].read_text().count("error: ") == 1
     assert logs[1].read_text() == ""
@@ -797,16 +632,6 @@ def test_processes_complain_once_and_leave_their_group(data, tmp_path):
     assert [wait(child) for child in children] == [0, 0]
     assert logs[0].read_text().count("epoch   1") == 1
     assert logs[1].read_text() == ""
-
-
-def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path):
-    """One epoch by two processes, the next one by one."""
-    children, _ = group(
-        lambda rank: train(train_dcgan, tmp_path / "run", data, "--batch-size", "8",
-                           "--epochs", "1"), tmp_path)  # fmt: skip
-    assert [wait(child) for child in children] == [0, 0]
-    metrics = train_dcgan.main(["--resume", str(tmp_path / "run"), "--epochs", "2"])
-    assert [row["epoch"] for row in metrics["epochs"]] == [1, 2]
 
 
 @EXPLAINING

@@ -1,4 +1,4 @@
-"""Scores of drawings, held against what is known in closed form."""
+"""Scores of samples, held against what is known in closed form."""
 
 import pytest
 import torch
@@ -6,16 +6,17 @@ from torch import nn
 
 from common.classifiers import Classifier
 from common.data import Dataset
-from common.errors import UserError
 from common.fid import (
+    FEWEST,
     SCORES,
-    Judge,
+    Scorer,
     coverage,
     features,
     fit_gaussian,
     frechet_distance,
     radii,
 )
+from tests.helpers import left_alone, refusal
 
 CLASSES = ["0", "1", "2"]
 
@@ -62,8 +63,8 @@ def test_distance_of_gaussians_with_commuting_covariances(smallest):
     s1 = torch.tensor([3.0, 2.0, 1.0, 0.7, 0.1, smallest]).double()
     s2 = torch.tensor([0.5, 2.0, smallest, 3.0, 1.0, 0.2]).double()
     m1, m2 = normal(2, 6, seed=2)
-    a, b = (points_with(m, s[:, None] * axes.T, seed=i) for i, (m, s) in
-            enumerate(((m1, s1), (m2, s2))))  # fmt: skip
+    a = points_with(m1, s1.diag() @ axes.T)
+    b = points_with(m2, s2.diag() @ axes.T, seed=1)
     expected = ((m1 - m2).square().sum() + (s1 - s2).square().sum()).item()
     assert frechet_distance(fit_gaussian(a), fit_gaussian(b)) == pytest.approx(expected, rel=1e-12)
 
@@ -72,7 +73,8 @@ def test_distance_agrees_with_the_root_of_the_product():
     """Where covariances don't commute: tr(S1 + S2 - 2 (S1 S2)^(1/2)) by scipy's matrix root."""
     from scipy.linalg import sqrtm
 
-    a, b = normal(90, 5) @ normal(5, 5, seed=1), normal(60, 5, seed=2) @ normal(5, 5, seed=3) + 1
+    a = normal(90, 5) @ normal(5, 5, seed=1)
+    b = normal(60, 5, seed=2) @ normal(5, 5, seed=3) + 1
     s1, s2 = torch.cov(a.T), torch.cov(b.T)
     expected = (a.mean(0) - b.mean(0)).square().sum() + s1.trace() + s2.trace()
     expected = expected.item() - 2 * sqrtm((s1 @ s2).numpy()).real.trace()
@@ -82,7 +84,8 @@ def test_distance_agrees_with_the_root_of_the_product():
 def test_distance_is_symmetric_and_zero_for_identical_sets():
     """d(a, b) = d(b, a), d(a, a) = 0; also with fewer points than dimensions."""
     for n in (200, 5):
-        a, b = fit_gaussian(normal(n, 16)), fit_gaussian(2 * normal(n + 3, 16, seed=1) + 1)
+        a = fit_gaussian(normal(n, 16))
+        b = fit_gaussian(2 * normal(n + 3, 16, seed=1) + 1)
         assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
         assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-12)
         assert frechet_distance(a, b) > 1
@@ -91,9 +94,10 @@ def test_distance_is_symmetric_and_zero_for_identical_sets():
 # ----------------------------------------------------------------------------- precision and recall
 
 
-def precision_recall(real, drawn):
-    """Both, as the judge takes them."""
-    return coverage(drawn, real, radii(real)), coverage(real, drawn, radii(drawn))
+def precision_recall(real, generated):
+    """Both, as the scorer takes them."""
+    precision = coverage(generated, real, radii(real))
+    return precision, coverage(real, generated, radii(generated))
 
 
 def test_radii_are_distances_to_the_third_neighbour():
@@ -125,20 +129,21 @@ def test_precision_and_recall_of_one_distribution_are_equal():
     assert precision == pytest.approx(recall, abs=0.05)
 
 
-# ------------------------------------------------------------------------------------- the judge
+# --------------------------------------------------------------------------------------- the scorer
 
 
 def tiny_network():
     """Build a classifier of 8 x 8 pixels with random weights, and two linear layers."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10), nn.ReLU(),
-        nn.Linear(10, 3),
-    ).eval()  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10), nn.ReLU(),
+            nn.Linear(10, 3),
+        ).eval()  # fmt: skip
 
 
 def tiny_data(n=300, seed=0):
-    """Make pictures of 8 x 8 pixels: a bright bar at one of three heights, on noise."""
+    """Make images of 8 x 8 pixels: a bright bar at one of three heights, on noise."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (n,), generator=rng)
     images = torch.randint(0, 100, (n, 1, 8, 8), generator=rng, dtype=torch.uint8)
@@ -147,89 +152,93 @@ def tiny_data(n=300, seed=0):
     return Dataset("bars", images, labels, CLASSES)
 
 
-def tiny_judge(train=None, test=None, **changes):
-    """Make a judge of tiny pictures."""
-    classifier = Classifier("tiny", tiny_network(), CLASSES, 1, 8, 8, torch.device("cpu"))._replace(
-        **changes
-    )
-    test = test or tiny_data(seed=1)
-    return Judge(classifier, train or tiny_data(), test, samples=300)
+def tiny_scorer(samples=300, count=300, **changes):
+    """Make a scorer of tiny images, with changes to its classifier."""
+    classifier = Classifier("tiny", tiny_network(), CLASSES, 1, 8, 8, torch.device("cpu"))
+    classifier = classifier._replace(**changes)
+    return Scorer(classifier, tiny_data(count), tiny_data(seed=1), samples)
 
 
 def test_features_are_what_the_last_linear_layer_is_given():
-    """Its weights times the features are the logits; no hook, gradient or mode is left behind."""
-    network, x = tiny_network(), torch.rand(5, 1, 8, 8)
-    before = network(x)
-    found, logits = features(network, x)
+    """Its weights times the features are the logits; the network is left as it was."""
+    network = tiny_network()
+    x = torch.rand(5, 1, 8, 8)
+    with left_alone(network):
+        found, logits = features(network, x)
+        with pytest.raises(RuntimeError):
+            features(network, torch.rand(5, 3, 8, 8))
     assert found.shape == (5, 10)
     assert found.dtype == torch.float64
     last = network[-1]
     torch.testing.assert_close(found.float() @ last.weight.T + last.bias, logits)
-    torch.testing.assert_close(network(x), before)
-    assert not any(m._forward_pre_hooks for m in network.modules())
+    torch.testing.assert_close(network(x), logits)
     assert not logits.requires_grad
-    assert all(p.requires_grad and p.grad is None for p in network.parameters())
-    with pytest.raises(RuntimeError):
-        features(network, torch.rand(5, 3, 8, 8))
-    assert not any(m._forward_pre_hooks for m in network.modules())
-    with pytest.raises(UserError, match="no linear layer"):
-        features(network[:2], x)
+    assert "no linear layer" in refusal(features, network[:2], x)
 
 
-def test_floor_is_below_noisy_pictures_and_those_below_noise():
-    """The scores order what a person would order."""
-    judge, data = tiny_judge(), tiny_data(seed=2).images.float() / 255
+def test_scores_order_what_a_person_would_order():
+    """The floor, and unseen data, are below noisy images, and those below noise."""
+    scorer = tiny_scorer()
+    data = tiny_data(seed=2).images.float() / 255
     noise = torch.rand(data.shape, generator=torch.Generator().manual_seed(0))
-    fids = [judge.score([x])["fid"] for x in (data, (data + noise) / 2, noise)]
-    assert 5 * max(judge.floor["fid"], fids[0]) < fids[1] < fids[2]
-    assert judge.floor["precision"] > 0.7
-    assert judge.score([noise])["precision"] < judge.floor["precision"]
+    fids = [scorer.score([x])["fid"] for x in (data, (data + noise) / 2, noise)]
+    assert 5 * max(scorer.floor["fid"], fids[0]) < fids[1] < fids[2]
+    assert scorer.floor["precision"] > 0.7
+    assert scorer.score([noise])["precision"] < scorer.floor["precision"]
 
 
 def test_test_images_themselves_score_perfectly_in_any_batches():
     """Distance 0, precision and recall 1, the classes of the test images; batches don't matter."""
-    judge = tiny_judge()
-    images = torch.cat(list(judge.pick(tiny_data(seed=1).images)))
-    whole, parts = judge.score([images]), judge.score(images.split(70))
-    for found in (whole, parts):
+    scorer = tiny_scorer()
+    images = torch.cat(list(scorer.pick(tiny_data(seed=1).images)))
+    for batches in ([images], images.split(70)):
+        found = scorer.score(batches)
         assert found["fid"] == pytest.approx(0, abs=1e-9)
-        assert (found["precision"], found["recall"], found["class_distance"]) == (1, 1, 0)
+        assert found["precision"] == found["recall"] == 1
+        assert found["class_distance"] == 0
         assert sum(found["classes"].values()) == 300
         assert found["largest_class"] == max(found["classes"].values()) / 300
-    assert set(whole) == {*SCORES, "classes"}
+        assert set(found) == {*SCORES, "classes"}
 
 
 def test_a_collapse_shows_in_recall_and_classes():
-    """One picture, drawn over and over: all in one class, and nothing else is covered."""
-    judge, image = tiny_judge(), tiny_data(seed=1).images[:1].float() / 255
-    found = judge.score([image.expand(300, -1, -1, -1)])
+    """One image, drawn over and over: all in one class, and nothing else is covered."""
+    scorer = tiny_scorer()
+    image = tiny_data(seed=1).images[:1].float() / 255
+    found = scorer.score([image.expand(300, -1, -1, -1)])
     assert found["largest_class"] == 1
     assert found["class_distance"] > 0.2
     assert found["precision"] == 1
     assert found["recall"] < 0.02
-    assert found["fid"] > 10 * judge.floor["fid"]
+    assert found["fid"] > 10 * scorer.floor["fid"]
 
 
-def test_judging_uses_no_global_randomness():
+def test_scoring_uses_no_global_randomness():
     """The same numbers come out at any time, and the global generator isn't moved."""
-    torch.manual_seed(5)
-    before, networks = (
-        torch.get_rng_state(),
-        Classifier("tiny", tiny_network(), CLASSES, 1, 8, 8, torch.device("cpu")),
-    )
-    torch.set_rng_state(before)
-    judges = []
-    for _ in range(2):
-        judges.append(Judge(networks, tiny_data(), tiny_data(seed=1), 100))
-        assert torch.equal(torch.get_rng_state(), before)
-        torch.rand(3)
+    floors = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
         before = torch.get_rng_state()
-    assert judges[0].floor == judges[1].floor
-    assert judges[0].report(judges[0].floor)["samples"] == 100
+        scorer = tiny_scorer(samples=100)
+        assert torch.equal(torch.get_rng_state(), before)
+        floors.append(scorer.floor)
+    assert floors[0] == floors[1]
+    report = scorer.report(scorer.floor, ceiling={"fid": 9.0})
+    assert report["samples"] == report["test_images"] == 100
+    assert report["floor"] == report["final"] == scorer.floor
+    assert report["ceiling"] == {"fid": 9.0}
 
 
-def test_a_classifier_of_other_pictures_is_refused():
-    """Channels and size have to be the dataset's."""
-    for change in ({"channels": 3}, {"size": 32}):
-        with pytest.raises(UserError, match=r"tiny takes .* but bars is 1 x 8 x 8"):
-            tiny_judge(**change)
+def test_what_makes_scores_doubtful_is_said(capsys):
+    """Few images, and a classifier of other classes, cost a warning each."""
+    tiny_scorer()
+    assert capsys.readouterr().err.count("warning: ") == 1
+    tiny_scorer(classes=["cat", "dog", "cow"])
+    assert capsys.readouterr().err.count("warning: ") == 2
+
+
+@pytest.mark.parametrize("change", [{"channels": 3}, {"size": 32}, {"count": FEWEST - 1}])
+def test_what_cannot_be_scored_is_refused(change):
+    """A classifier of other channels or sizes, and next to no images."""
+    assert refusal(tiny_scorer, **change)
+    tiny_scorer(count=FEWEST)

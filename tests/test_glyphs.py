@@ -13,44 +13,40 @@ PER_CLASS = 60
 def drawn():
     """Draw the sheet that most tests look at.
 
-    :return: pictures, uint8, (62 * 60, 1, 28, 28), and labels
+    :return: images, uint8, (62 * 60, 1, 28, 28), and labels
     :rtype: tuple[torch.Tensor, torch.Tensor]
     """
     return draw_glyphs(PER_CLASS * len(CLASSES), seed=0)
 
 
 @pytest.fixture(scope="module")
-def mean_picture(drawn):
+def mean_image(drawn):
     """Average each class.
 
-    :return: by character, the mean picture in [0, 1], (28, 28)
+    :return: by character, the mean image in [0, 1], (28, 28)
     :rtype: dict[str, torch.Tensor]
     """
     images, labels = drawn
     return {c: images[labels == k, 0].float().mean(0) / 255 for k, c in enumerate(CLASSES)}
 
 
-def test_classes_are_in_emnist_order():
-    """Labels mean the same here as in EMNIST byclass."""
+def test_form(drawn):
+    """Classes in the order of EMNIST byclass; images and labels in its form, and none is blank."""
+    images, labels = drawn
     assert len(CLASSES) == len(set(CLASSES)) == 62
     assert [CLASSES[i] for i in (0, 9, 10, 35, 36, 61)] == list("09AZaz")
-
-
-def test_form(drawn):
-    """Pictures and labels have the form of EMNIST, and none is blank."""
-    images, labels = drawn
     assert images.shape == (PER_CLASS * 62, 1, 28, 28)
     assert images.dtype == torch.uint8
     assert labels.shape == (PER_CLASS * 62,)
     assert labels.dtype == torch.int64
     assert images.min() == 0
     assert images.max() == 255
-    assert (images.flatten(1).amax(1) > 127).all(), "a picture without ink"
+    assert (images.flatten(1).amax(1) > 127).all(), "an image without ink"
 
 
 @pytest.mark.parametrize("n", [0, 1, 63, 200])
 def test_any_number_and_balanced(n):
-    """Any number will do, none or less than a class each too."""
+    """Any number will do, none or less than one of each class too."""
     images, labels = draw_glyphs(n, seed=3)
     counts = torch.bincount(labels, minlength=62)
     assert images.shape == (n, 1, SIDE, SIDE)
@@ -61,7 +57,7 @@ def test_any_number_and_balanced(n):
 
 
 def test_order_is_random(drawn):
-    """The first pictures may be taken as a sample: nothing is sorted."""
+    """The first images may be taken as a sample: nothing is sorted."""
     _, labels = drawn
     repeats = (labels[1:] == labels[:-1]).float().mean()
     assert repeats < 0.1
@@ -91,8 +87,8 @@ def test_tones_are_those_of_mnist(drawn):
     assert 0.16 < (ink > 0).float().mean() < 0.22  # MNIST: 0.191
 
 
-def test_seed_decides():
-    """Same seed, same pictures; another seed, others."""
+def test_seed_decides(drawn):
+    """Same seed, same images; another seed, others; within one, no two are alike."""
     images, labels = draw_glyphs(300, seed=5)
     again, labels_again = draw_glyphs(300, seed=5)
     other, labels_other = draw_glyphs(300, seed=6)
@@ -100,34 +96,24 @@ def test_seed_decides():
     assert torch.equal(labels, labels_again)
     assert not torch.equal(images, other)
     assert not torch.equal(labels, labels_other)
-
-
-def test_no_two_are_alike(drawn):
-    """A set with copies would be smaller than it says."""
     flat = drawn[0].flatten(1)
     assert len(torch.unique(flat, dim=0)) == len(flat)
 
 
-def test_global_generator_is_untouched():
-    """Drawing must not change the training that comes after it."""
+def test_the_global_generator_is_neither_used_nor_moved():
+    """Drawing changes no training, and the seed of a training changes no drawing."""
+    first = draw_glyphs(70, seed=1)[0]
+    torch.manual_seed(2)
     state = torch.get_rng_state()
-    draw_glyphs(70, seed=1)
+    assert torch.equal(first, draw_glyphs(70, seed=1)[0])
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_global_generator_is_unused():
-    """Nor must the seed of the training change what is drawn."""
-    torch.manual_seed(1)
-    first = draw_glyphs(70, seed=1)[0]
-    torch.manual_seed(2)
-    assert torch.equal(first, draw_glyphs(70, seed=1)[0])
-
-
-def test_upright_and_not_mirrored(mean_picture):
-    """EMNIST files are transposed; these pictures are not."""
+def test_upright_and_not_mirrored(mean_image):
+    """EMNIST's files are transposed; these images are not."""
 
     def weight(char, rows, columns):
-        return mean_picture[char][rows, columns].sum()
+        return mean_image[char][rows, columns].sum()
 
     top, bottom = slice(0, 14), slice(14, 28)
     left, right = slice(0, 14), slice(14, 28)
@@ -148,7 +134,7 @@ def test_dot_is_kept(drawn, char):
 
 
 def test_every_character_is_the_right_one(drawn):
-    """The nearest picture of seed 0 names most of seed 1: 72 of 100; 84 if twins are excused."""
+    """The nearest image of seed 0 names most of seed 1: 72 of 100; 84 if twins are excused."""
     images, labels = drawn
     unseen, truth = draw_glyphs(20 * len(CLASSES), seed=1)
 

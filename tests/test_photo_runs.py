@@ -95,9 +95,8 @@ def test_a_run_leaves_what_it_promises(whole):
             assert all(array.std() > 0 for array in arrays.values())
     for name in (*PICTURES[script], "contact_sheet"):
         assert iio.imread(folder / f"{name}.png").std() > 1, name
-    table = "table.csv" if script is compare_explanations else "metrics.csv"
-    with open(folder / table, newline="") as file:
-        assert len(list(csv.DictReader(file))) == 2  # photos, or methods
+    with open(folder / "metrics.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2  # photos
     assert not list(folder.rglob("*.part*"))
 
 

@@ -1,264 +1,39 @@
-"""Photos: pictures of every kind come out upright and in their colours; the rest is one line."""
+"""Photos: found and read under any name; explained once, recorded, shared out, and resumed."""
 
-import io
+import argparse
+import json
 import os
-import struct
-import zlib
+import sys
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image
 
+from common.classifiers import Classifier
+from common.device import set_up
 from common.errors import UserError
-from common.photos import SAMPLES, find_photos, open_photo, read_photo
-from tests.helpers import POSIX
-
-# Four quarters: red, green; blue, white.
-QUARTERS = np.zeros((20, 30, 3), np.uint8)
-QUARTERS[:10, :15, 0] = QUARTERS[:10, 15:, 1] = QUARTERS[10:, :15, 2] = QUARTERS[10:, 15:] = 255
-SRGB = ImageCms.createProfile("sRGB")
-
-
-def corners(path):
-    """Read a picture and give the colours of its corners, row by row.
-
-    :return: size, and four colours
-    :rtype: tuple
-    """
-    picture = open_photo(str(path))
-    assert picture.mode == "RGB"
-    right, bottom = picture.width - 1, picture.height - 1
-    places = ((0, 0), (right, 0), (0, bottom), (right, bottom))
-    return picture.size, np.array([picture.getpixel(place) for place in places], int)
-
-
-def assert_quarters(path, tolerance=0):
-    """Hold a file against the four quarters."""
-    size, found = corners(path)
-    assert size == (30, 20)
-    wanted = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
-    assert np.abs(found - wanted).max() <= tolerance, found.tolist()
-
-
-def write_png(path, width, height, bits, kind, rows):
-    """Write a PNG file by hand: of sizes and depths that Pillow doesn't write."""
-
-    def chunk(name, data):
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
-
-
-def as_rows(values):
-    """Pack 16-bit values, (H, W, C), as PNG has them."""
-    return b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-
-
-# ------------------------------------------------------------------------------- right colours
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
-def test_every_exif_orientation_comes_out_upright(orientation, suffix, tmp_path):
-    """Cameras store what the sensor saw, and how they were held."""
-    turn = Image.Transpose
-    stored = (
-        turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE,
-        turn.ROTATE_90, turn.TRANSVERSE, turn.ROTATE_270,
-    )  # fmt: skip
-    picture, exif = Image.fromarray(QUARTERS), Image.Exif()
-    exif[0x0112] = orientation
-    picture = picture.transpose(stored[orientation - 2]) if orientation > 1 else picture
-    picture.save(tmp_path / f"x.{suffix}", exif=exif, quality=95)
-    assert_quarters(tmp_path / f"x.{suffix}", tolerance=8 if suffix == "jpg" else 0)
-
-
-@pytest.mark.parametrize(
-    "exif", [b"Exif\0\0garbage!!", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 50]
+from common.photos import (
+    SAMPLES,
+    explain_photos,
+    find_photos,
+    load_arguments,
+    name_photos,
+    read_photo,
+    report_failures,
+    save_arguments,
+    say,
 )
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-def test_damaged_exif_data_cost_no_photo(exif, suffix, tmp_path, recwarn):
-    """The pixels are what counts; Pillow's warnings stay out of sight."""
-    options = {"webp": {"lossless": True}, "jpg": {"quality": 95}}.get(suffix, {})
-    Image.fromarray(QUARTERS).save(tmp_path / f"x.{suffix}", exif=exif, **options)
-    recwarn.clear()
-    assert_quarters(tmp_path / f"x.{suffix}", tolerance=8)
-    assert not recwarn.list
+from tests.helpers import POSIX, refusal
+from tests.processes import group, wait
+
+ODD_NAMES = ["line\nbreak.png", "it's \"this\" $x$.png", os.fsdecode(b"\xff\xfe.png"), "-x.png",
+             "..hidden...png", "*.png", "sample:coffee.png", "猫.png"]  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "YCbCr"])
-def test_modes_of_colour(mode, tmp_path):
-    """Palettes, print colours, television colours: all are RGB in the end."""
-    picture = Image.fromarray(QUARTERS)
-    picture = picture.quantize(4) if mode == "P" else picture.convert(mode)
-    picture.save(tmp_path / "x.tif")
-    assert_quarters(tmp_path / "x.tif", tolerance=1)
-    if mode == "CMYK":
-        picture.save(tmp_path / "x.jpg", quality=95)  # Adobe's way: inverted, and marked so
-        assert_quarters(tmp_path / "x.jpg", tolerance=8)
-
-
-def test_cmyk_without_adobes_marker_is_read_as_with_it(tmp_path):
-    """All programs that write such files write them inverted, as browsers assume, too."""
-    stream = io.BytesIO()
-    Image.fromarray(QUARTERS).convert("CMYK").save(stream, "JPEG", quality=95)
-    data = stream.getvalue()
-    start = data.index(b"\xff\xee")  # the segment that says "Adobe"
-    length = struct.unpack(">H", data[start + 2 : start + 4])[0]
-    assert b"Adobe" in data[start : start + length]
-    (tmp_path / "x.jpg").write_bytes(data[:start] + data[start + 2 + length :])
-    assert_quarters(tmp_path / "x.jpg", tolerance=8)
-
-
-def test_transparency_is_white(tmp_path):
-    """In palettes, in grey, in colour, in 8 and in 16 bits; half of it is half white."""
-    alpha = np.full((20, 30), 255, np.uint8)
-    alpha[:10, :15], alpha[:10, 15:] = 0, 51
-    rgba = Image.fromarray(np.dstack([QUARTERS, alpha]))
-    rgba.save(tmp_path / "rgba.png")
-    wanted = [[255, 255, 255], [204, 255, 204], [0, 0, 255], [255, 255, 255]]
-    assert np.abs(corners(tmp_path / "rgba.png")[1] - wanted).max() <= 1
-    rgba.convert("LA").save(tmp_path / "la.png")
-    assert np.abs(corners(tmp_path / "la.png")[1][0] - 255).max() <= 1
-    palette = Image.fromarray(QUARTERS).quantize(4)
-    clear = palette.getpixel((0, 0))
-    palette.save(tmp_path / "p.png", transparency=clear)
-    found = corners(tmp_path / "p.png")[1]
-    assert found.tolist() == [[255, 255, 255], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
-    deep = np.dstack([QUARTERS, alpha]).astype(int) * 257
-    write_png(tmp_path / "deep.png", 30, 20, 16, 6, as_rows(deep))
-    assert np.abs(corners(tmp_path / "deep.png")[1] - wanted).max() <= 1
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bits_keep_their_greys(suffix, tmp_path):
-    """A dark scan isn't white, and a ramp stays a ramp."""
-    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
-    Image.fromarray(ramp).save(tmp_path / f"x.{suffix}")
-    picture = np.asarray(open_photo(str(tmp_path / f"x.{suffix}")))
-    assert picture[2, :, 1].tolist() == list(range(256))
-
-
-def test_16_bits_of_colour(tmp_path):
-    """Also by three."""
-    write_png(tmp_path / "x.png", 30, 20, 16, 2, as_rows(QUARTERS.astype(int) * 257))
-    assert_quarters(tmp_path / "x.png")
-
-
-def test_1_bit(tmp_path):
-    """Black and white."""
-    Image.fromarray(QUARTERS[:, :, 0] > 0).save(tmp_path / "x.png")
-    assert corners(tmp_path / "x.png")[1][:, 0].tolist() == [255, 0, 0, 255]
-
-
-@pytest.mark.parametrize("kind", ["float", "negative", "32 bits"])
-def test_numbers_without_a_white_are_refused(kind, tmp_path):
-    """Nobody knows which of them is white."""
-    values = {"float": np.float32([[0, 0.5], [1, 3]]), "negative": np.int32([[-5, 0], [9, 70]]),
-              "32 bits": np.int32([[0, 70000], [9, 2**31 - 1]])}[kind]  # fmt: skip
-    Image.fromarray(values).save(tmp_path / "x.tif")
-    with pytest.raises(UserError, match=r"x\.tif is not a readable picture"):
-        open_photo(str(tmp_path / "x.tif"))
-
-
-@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
-def test_an_animation_is_its_first_frame(suffix, tmp_path):
-    """GIF, APNG, WebP."""
-    frames = [Image.fromarray(np.full((20, 30, 3), v, np.uint8)) for v in (200, 10, 90)]
-    frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
-    assert np.abs(corners(tmp_path / f"x.{suffix}")[1] - 200).max() <= 2
-
-
-def swapped_profile():
-    """Make an ICC profile of a camera that takes red for green: sRGB with two columns swapped."""
-    data = ImageCms.ImageCmsProfile(SRGB).tobytes()
-    return data.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_a_colour_profile_is_applied(mode, tmp_path):
-    """Its red is our green, also where the colours are a palette's or have transparency."""
-    picture = Image.fromarray(QUARTERS)
-    picture = picture.quantize(4) if mode == "P" else picture.convert(mode)
-    picture.save(tmp_path / "x.png", icc_profile=swapped_profile())
-    found = corners(tmp_path / "x.png")[1]
-    wanted = [[0, 255, 0], [255, 0, 0], [0, 0, 255], [255, 255, 255]]
-    assert np.abs(found - wanted).max() <= 3
-
-
-@pytest.mark.parametrize("profile", [b"garbage" * 30, b"\0" * 128, "of another mode"])
-def test_a_damaged_profile_is_left_aside(profile, tmp_path):
-    """The plain colours must do."""
-    if profile == "of another mode":
-        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    Image.fromarray(QUARTERS).save(tmp_path / "x.png", icc_profile=profile)
-    assert_quarters(tmp_path / "x.png")
-
-
-def test_samples_need_no_file():
-    """Each is a colour picture that comes with scikit-image."""
-    for name in SAMPLES:
-        assert np.asarray(open_photo(f"sample:{name}")).std() > 20
-
-
-# --------------------------------------------------------------------------- what isn't a photo
-
-
-def test_files_that_are_no_pictures(tmp_path):
-    """Text, nothing, a half, a header without its pixels: one line that names the file."""
-    stream = io.BytesIO()
-    Image.effect_noise((200, 200), 60).save(stream, "JPEG")
-    jpeg = stream.getvalue()
-    write_png(tmp_path / "header.png", 9000, 9000, 8, 2, b"")
-    files = {
-        "text.jpg": b"no picture",
-        "nothing.png": b"",
-        "half.jpg": jpeg[: len(jpeg) // 2],
-        "start.jpg": jpeg[:30],
-        "damaged.jpg": jpeg[:100] + b"\0" * 400 + jpeg[500:600],
-        "page.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-    }
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    for name in [*files, "header.png"]:
-        with pytest.raises(UserError, match=f"{name} is not a readable picture") as error:
-            read_photo(str(tmp_path / name), 256, 224)
-        assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("side", [9500, 14000, 50000])
-def test_a_decompression_bomb_is_refused_unopened(side, tmp_path, recwarn):
-    """From the size that its header declares, with no warning beside the error."""
-    write_png(tmp_path / "bomb.png", side, side, 8, 2, b"")
-    with pytest.raises(UserError, match=r"bomb.png has .* pixels.*: scale it down"):
-        open_photo(str(tmp_path / "bomb.png"))
-    assert not recwarn.list
-
-
-@pytest.mark.parametrize(("size", "why"), [((20000, 10), "too long"), ((10, 20000), "too long"),
-                                           ((1, 1), "one colour")])  # fmt: skip
-def test_shapes_with_nothing_to_see_are_refused(size, why, tmp_path):
-    """The reason is given."""
-    Image.effect_noise(size, 60).save(tmp_path / "x.png")
-    with pytest.raises(UserError, match=why):
-        read_photo(str(tmp_path / "x.png"), 256, 224)
-
-
-@POSIX
-@pytest.mark.parametrize("name", ["pipe.jpg", "/dev/zero", "/dev/full"])
-def test_what_has_no_end_is_not_read(name, tmp_path):
-    """A pipe that nobody writes to, a device that never stops: both would hang."""
-    if not name.startswith("/"):
-        name = str(tmp_path / name)
-        os.mkfifo(name)
-    assert find_photos([name]) == [name]
-    with pytest.raises(UserError, match="is no file"):
-        open_photo(name)
+def make_classifier(channels=3, size=32, resize=40, transform=None):
+    """Describe what a classifier wants; nothing is classified here."""
+    return Classifier("x", None, ["a"], channels, size, resize, torch.device("cpu"), transform)
 
 
 # ------------------------------------------------------------------------------------ find_photos
@@ -277,8 +52,6 @@ def test_a_folder_is_its_pictures(tmp_path):
     wanted = [str(tmp_path / name) for name in wanted]
     assert find_photos([tmp_path]) == wanted
     assert find_photos([tmp_path, tmp_path, tmp_path / "a.png"]) == wanted
-    with pytest.raises(UserError, match=r"broken\.jpg is no file"):
-        open_photo(wanted[2])
 
 
 def test_photos_are_taken_in_the_order_given(tmp_path):
@@ -288,56 +61,259 @@ def test_photos_are_taken_in_the_order_given(tmp_path):
     assert find_photos(given) == given
 
 
-@POSIX
-@pytest.mark.parametrize(
-    "name",
-    ["line\nbreak.png", "it's \"this\" $x$.png", b"\xff\xfe.png", "..hidden...png", "-x.png",
-     "*.png", "sample:coffee.png", "猫.png"],
-)  # fmt: skip
-def test_any_name_will_do(name, tmp_path, monkeypatch):
-    """Found in its folder and read, whatever it is called."""
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(QUARTERS).save("x.png")
-    os.rename("x.png", name)
-    (found,) = find_photos(["."])
-    assert found == os.fsdecode(name)
-    assert_quarters(found)
-
-
 @pytest.mark.parametrize("path", ["nowhere", "nowhere/x.jpg", "x" * 5000, "sample:dog", "empty"])
 def test_nothing_found_is_one_line(path, tmp_path, monkeypatch):
     """A wrong name, a name too long, an unknown sample, a folder without pictures."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()
-    with pytest.raises(UserError, match=path):
-        find_photos([path])
+    assert path in refusal(find_photos, [path])
 
 
-# ------------------------------------------------------------------------------------ read_photo
+@POSIX
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_any_name_will_do(name, photos, tmp_path, monkeypatch):
+    """Found in its folder and read, whatever it is called."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes((photos / "ant.png").read_bytes())
+    assert find_photos(["."]) == [name]
+    found = read_photo(name, make_classifier())
+    assert torch.equal(found, read_photo(str(photos / "ant.png"), make_classifier()))
 
 
-@pytest.mark.parametrize("size", [(300, 200), (200, 300), (200, 10), (2, 3), (700, 700)])
+# ------------------------------------------------------------------------------------- read_photo
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-def test_read_photo_gives_a_square(size, channels, tmp_path):
-    """The centre, of the size and in the channels that the classifier wants."""
-    Image.effect_noise(size, 90).save(tmp_path / "x.png")
-    x = read_photo(str(tmp_path / "x.png"), 40, 32, channels)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples_need_no_file(name, channels):
+    """Each comes with scikit-image, in the channels and of the size that the classifier wants."""
+    x = read_photo(f"sample:{name}", make_classifier(channels))
     assert x.shape == (1, channels, 32, 32)
     assert x.dtype == torch.float32
     assert 0 <= x.min() < x.max() <= 1
+    assert x.std() > 0.08
 
 
-def test_read_photo_resizes_and_crops_as_torchvision_does(tmp_path):
-    """One resampling in place of two steps; on a smooth picture they are alike."""
-    from torchvision.transforms.v2 import functional as tv
+def test_the_centre_is_cut_out(tmp_path):
+    """Of a shorter side of 40 pixels the middle 32, and of the longer side the middle, too."""
+    pixels = np.zeros((60, 40), np.uint8)
+    pixels[14:46, 4:36] = np.random.default_rng(0).integers(1, 255, (32, 32))
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    x = read_photo(str(tmp_path / "x.png"), make_classifier(channels=1))
+    assert np.array_equal((x[0, 0] * 255).round().numpy(), pixels[14:46, 4:36])
 
-    y, x = np.mgrid[:200, :300]
-    waves = np.stack([np.sin(x / 19), np.cos(y / 17), np.sin((x + y) / 23)], 2)
-    picture = Image.fromarray((waves * 100 + 128).astype(np.uint8))
-    picture.save(tmp_path / "x.png")
-    wanted = tv.center_crop(tv.resize(picture, 64, tv.InterpolationMode.BICUBIC), 56)
-    wanted = np.asarray(wanted).transpose(2, 0, 1) / 255
-    found = read_photo(str(tmp_path / "x.png"), 64, 56)[0].numpy()
-    assert np.abs(found - wanted)[:, 2:-2, 2:-2].max() < 0.05
-    assert np.abs(found - wanted).mean() < 0.005
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_a_transform_of_the_classifiers_own_is_used(channels, mode, photos):
+    """It is given the picture, upright and in the right colours, and nothing is done after it."""
+    seen = []
+    pixels = torch.rand(channels, 5, 7)
+    classifier = make_classifier(channels, transform=lambda p: seen.append(p) or pixels)
+    assert torch.equal(read_photo(str(photos / "ant.png"), classifier), pixels[None])
+    assert (seen[0].mode, seen[0].size) == (mode, (24, 20))
+
+
+@pytest.mark.parametrize("size", [(20000, 10), (10, 20000), (1, 1)])
+def test_shapes_with_nothing_to_see_are_refused(size, tmp_path):
+    """Too long to crop, or of one colour."""
+    Image.effect_noise(size, 60).save(tmp_path / "x.png")
+    assert "x.png" in refusal(read_photo, str(tmp_path / "x.png"), make_classifier())
+
+
+def test_a_nearly_black_photo_costs_a_warning(tmp_path, capsys):
+    """12 bits in 16: it is read all the same."""
+    values = np.random.default_rng(0).integers(0, 4096, (40, 40)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    assert 0 < read_photo(str(tmp_path / "x.png"), make_classifier()).max() < 0.1
+    error = capsys.readouterr().err
+    assert str(tmp_path / "x.png") in error
+    assert error.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------ name_photos
+
+
+def test_names_are_safe_and_all_different():
+    """Whatever a file is called; photos of one name, capitals or not, get a number."""
+    photos = ["a/x.jpg", "b/x.png", "c/X.jpg", "x_2.jpg", "sample:coffee", "../..", "a b$c.jpg",
+              ".jpg", "y" * 300 + ".jpg", "con:x|y?.jpg", "x.tar.gz", *ODD_NAMES]  # fmt: skip
+    stems = name_photos(photos)
+    assert list(stems) == photos
+    assert list(stems.values())[:6] == ["x", "x_2", "X_3", "x_2_2", "coffee", "photo"]
+    assert len({stem.lower() for stem in stems.values()}) == len(photos)
+    for stem in stems.values():
+        assert 0 < len(stem) < 70
+        assert all(c.isascii() and (c.isalnum() or c in "-_") for c in stem)
+
+
+def test_names_that_are_taken_stay_taken():
+    """Those given already are kept, for the same photo and from others."""
+    stems = name_photos(["b/x.jpg", "a/x.jpg"], {"a/x.jpg": "x", "gone/x.jpg": "x_2"})
+    assert stems == {"a/x.jpg": "x", "gone/x.jpg": "x_2", "b/x.jpg": "x_3"}
+
+
+# --------------------------------------------------------------------------------- explain_photos
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Give a run folder that has begun."""
+    save_arguments(tmp_path, "s", argparse.Namespace())
+    return tmp_path
+
+
+def describe(pairs):
+    """Explain photos: by their names; those called bad can't be."""
+    for photo, _ in pairs:
+        if "bad" in photo:
+            raise UserError(f"{photo} is not a readable picture")
+    return [{"path": photo, "stem": stem} for photo, stem in pairs]
+
+
+def list_records(folder):
+    """Return the names of all files of records, sorted."""
+    return sorted(file.name for file in (folder / "records").iterdir() if file.suffix != ".txt")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10])
+def test_a_bad_photo_costs_no_other(size, folder):
+    """Each is explained once, in order; a group with a bad one is done photo by photo."""
+    photos = ["a/1", "b/1", "bad", "3", "worse bad", "4", "5"]
+    sizes = []
+
+    def explain(pairs):
+        sizes.append(len(pairs))
+        return describe(pairs)
+
+    records, failed = explain_photos(photos, folder, explain, size)
+    assert [r["path"] for r in records] == ["a/1", "b/1", "3", "4", "5"]
+    assert [r["stem"] for r in records] == ["1", "1_2", "3", "4", "5"]
+    assert list_records(folder) == ["1.json", "1_2.json", "3.json", "4.json", "5.json"]
+    assert set(failed) == {"bad", "worse bad"}
+    assert max(sizes) == min(size, 7)
+
+
+def test_what_is_done_is_not_done_again(folder):
+    """Resumed with others, more, fewer or damaged records: exactly the rest is explained."""
+    explain_photos(["a/x", "b/x"], folder, describe)
+    seen = []
+
+    def explain(pairs):
+        seen.extend(pairs)
+        return describe(pairs)
+
+    assert [r["stem"] for r in explain_photos(["b/x"], folder, explain)[0]] == ["x_2"]
+    assert not seen
+    records, _ = explain_photos(["c/x", "b/x", "a/x"], folder, explain)
+    assert seen == [("c/x", "x_3")]
+    assert [r["stem"] for r in records] == ["x_3", "x_2", "x"]
+    for damage in ("", "[1]", '{"path": 1', "{}", "null", b"\xff"):
+        damage = damage if isinstance(damage, bytes) else damage.encode()
+        (folder / "records" / "x.json").write_bytes(damage)
+        seen.clear()
+        explain_photos(["a/x", "b/x"], folder, explain)
+        assert seen == [("a/x", "x")]
+
+
+def test_an_interruption_keeps_what_is_done(folder):
+    """Whatever ends the run, the records of finished photos are there, and no half of one."""
+
+    def explain(pairs):
+        if pairs[0][0] == "3":
+            raise KeyboardInterrupt
+        return describe(pairs)
+
+    with pytest.raises(KeyboardInterrupt):
+        explain_photos(["1", "2", "3"], folder, explain)
+    assert list_records(folder) == ["1.json", "2.json"]
+
+
+def test_nothing_but_lines_goes_into_a_pipe(folder, capfd):
+    """No progress bar where there is no terminal; the lines whole, and where they were sent."""
+
+    def explain(pairs):
+        say(f"line {pairs[0][0]}")
+        say("warned", sys.stderr)
+        return describe(pairs)
+
+    explain_photos(["x", "y"], folder, explain)
+    assert capfd.readouterr() == ("line x\nline y\n", "warned\nwarned\n")
+
+
+def test_processes_share_the_photos(folder):
+    """Each takes every second one; both know in the end what failed and what is done."""
+
+    def explain(rank):
+        set_up(False, 0)
+        seen = []
+        photos = ["0", "1", "bad", "3", "4", "also bad"]
+        found = explain_photos(photos, folder, lambda pairs: seen.extend(pairs) or describe(pairs))
+        (folder / f"{rank}.txt").write_text(json.dumps([*found, [photo for photo, _ in seen]]))
+
+    children, logs = group(explain, folder)
+    assert [wait(child, 60) for child in children] == [0, 0], [log.read_text() for log in logs]
+    first, second = (json.loads((folder / f"{rank}.txt").read_text()) for rank in (0, 1))
+    assert first[:2] == second[:2]
+    assert [record["path"] for record in first[0]] == ["0", "1", "3", "4"]
+    assert set(first[1]) == {"bad", "also bad"}
+    assert first[2] == ["0", "bad", "4"]
+    assert second[2] == ["1", "3", "also bad"]
+
+
+def test_a_process_that_ends_early_is_one_line(folder):
+    """The other one, waiting for it, ends as well, soon and without a traceback."""
+
+    def explain(pairs):
+        if pairs[0][0] == "1":
+            os._exit(9)
+        return describe(pairs)
+
+    def main(rank):
+        set_up(False, 0)
+        explain_photos(["0", "1", "2"], folder, explain)
+
+    children, logs = group(main, folder)
+    assert [wait(child, 60) for child in children] == [2, 9]
+    assert logs[0].read_text().count("error: ") == 1
+    assert list_records(folder) == ["0.json", "2.json"]
+
+
+def test_failures_are_named_on_stderr(capsys):
+    """A line for each, and one for all; the exit code says whether anything was done."""
+    report_failures({}, 3)
+    failed = {"a": "a is broken", "b": "b is empty"}
+    for count, code in ((3, 1), (2, 2)):
+        with pytest.raises(UserError, match=f"2 of {count}") as error:
+            report_failures(failed, count)
+        assert error.value.code == code
+        assert capsys.readouterr() == ("", "warning: a is broken\nwarning: b is empty\n")
+    with pytest.raises(UserError, match=r"^a is broken$") as error:
+        report_failures({"a": "a is broken"}, 1)
+    assert error.value.code == 2
+    assert capsys.readouterr() == ("", "")
+
+
+# ---------------------------------------------------------------------------------------- arguments
+
+
+def test_arguments_are_read_back(tmp_path):
+    """As they were, by the script that wrote them."""
+    args = argparse.Namespace(image=["a", "\udcff"], noise=[0.0, 0.1], target=None, gif=False)
+    save_arguments(tmp_path, "smoothgrad", args)
+    save_arguments(tmp_path, "smoothgrad", args)  # by a resumed run
+    assert load_arguments(tmp_path, "smoothgrad") == vars(args)
+    assert "smoothgrad" in refusal(load_arguments, tmp_path, "explain_perturb")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"[1]", b"5", b"{}", b'{"script": "s"}', b'{"script": "s", "args": 5}',
+     b'{"script": "s", "args": "ab"}', b"\xff\xfe"],
+)  # fmt: skip
+def test_a_folder_that_is_no_run(content, tmp_path):
+    """One line, whatever stands in its file."""
+    (tmp_path / "records").mkdir()
+    if content is not None:
+        (tmp_path / "records" / "arguments.txt").write_bytes(content)
+    assert str(tmp_path) in refusal(load_arguments, tmp_path, "s")
