@@ -1,9 +1,9 @@
 """Train a DCGAN (Radford et al. 2015, arXiv 1511.06434) on handwriting.
 
-Two networks play against each other. The discriminator D tells data x from
-samples G(z), the generator G turns noise z into samples that D takes for data
-(Goodfellow et al. 2014, arXiv 1406.2661, the non-saturating form of section
-3):
+Two networks play against each other. The discriminator D learns to tell data x
+from samples G(z); the generator G learns to turn noise z into samples that D
+takes for data (Goodfellow et al. 2014, arXiv 1406.2661, with the
+non-saturating loss of section 3):
 
     D:  min  -E_x[log D(x)] - E_z[log(1 - D(G(z)))]
     G:  min  -E_z[log D(G(z))]
@@ -11,18 +11,18 @@ samples G(z), the generator G turns noise z into samples that D takes for data
     python train_dcgan.py --epochs 100 --cuda
 
 Images are 28 x 28 pixels. On two CPU cores an epoch of MNIST takes two minutes
-(AMD) or four (Intel); most digits can be read after three epochs.
+(AMD) or four (Intel); most digits are legible after three epochs.
 
 Without BatchNorm1d after the linear layers (--no-linear-bn) G never catches
-up, and all its samples collapse into one: results/README.md shows both. What
-makes samples better, as --fid scores them, is measured in
-benchmarks/README.md.
+up, and all its samples collapse into one: results/README.md shows samples with
+and without it. benchmarks/README.md measures what improves the samples, as
+scored by --fid.
 
-Differences from the paper: 28 x 28 pixels, hence linear layers up to 5 x 5 and
-other kernels; sigmoid and [0, 1] in place of tanh and [-1, 1], the first
-samples as bright as the data; normal z; a larger learning rate and smaller
-batches; samples come from a moving average of G's weights (--ema 0 turns it
-off).
+Differences from the paper: 28 x 28 pixels, hence two linear layers that lead to
+5 x 5 feature maps, and other kernel sizes; sigmoid and [0, 1] in place of tanh
+and [-1, 1]; the output bias starts at the data's mean brightness; z is normal,
+not uniform; a larger learning rate and smaller batches; samples come from a
+moving average of G's weights (--ema 0 turns it off).
 """
 
 import argparse
@@ -66,6 +66,7 @@ from common.run import (
 
 SCRIPT = Path(__file__).stem
 SIDE = 28  # pixels
+CORE = SIDE // 4 - 2  # side of the smallest feature maps: two halvings, an unpadded 3 x 3
 PANELS = (("d_loss", "g_loss"), ("d_real", "d_fake"), ("fid",), ("precision", "recall"))
 CHANGEABLE_ON_RESUME = {
     "epochs", "cuda", "device", "fid", "gif_every", "data_dir", "resume", "n", "tensorboard",
@@ -96,8 +97,8 @@ class Generator(nn.Sequential):
         c1024, c256, c128, c64 = (max(1, round(width * size)) for size in (1024, 256, 128, 64))
         super().__init__(
             *linear_layer(z_dim, c1024, nn.ReLU(inplace=True), linear_bn),  # (N, 1024)
-            *linear_layer(c1024, c256 * 5 * 5, nn.ReLU(inplace=True), linear_bn),  # (N, 6400)
-            nn.Unflatten(1, (c256, 5, 5)),  # (N, 256, 5, 5)
+            *linear_layer(c1024, c256 * CORE * CORE, nn.ReLU(inplace=True), linear_bn),  # (N, 6400)
+            nn.Unflatten(1, (c256, CORE, CORE)),  # (N, 256, 5, 5)
             make_layer(c256, c128, kernel=3, stride=1, padding=0, deconv=True),  # (N, 128, 7, 7)
             make_layer(c128, c64, kernel=4, stride=2, deconv=True),  # (N, 64, 14, 14)
             nn.ConvTranspose2d(c64, channels, kernel_size=4, stride=2, padding=1),
@@ -116,18 +117,21 @@ class Discriminator(nn.Sequential):
     def __init__(self, channels=1, width=1.0, linear_bn=True):
         c1024, c256, c128, c64 = (max(1, round(width * size)) for size in (1024, 256, 128, 64))
         super().__init__(
-            # No BatchNorm on the images themselves (section 3 of the paper): it oscillates.
+            # No BatchNorm in the first layer: training would oscillate (section 3 of the paper).
             make_layer(channels, c64, kernel=4, stride=2, use_batchnorm=False),  # (N, 64, 14, 14)
             make_layer(c64, c128, kernel=4, stride=2),  # (N, 128, 7, 7)
             make_layer(c128, c256, kernel=3, stride=1, padding=0),  # (N, 256, 5, 5)
             nn.Flatten(),  # (N, 6400)
-            *linear_layer(c256 * 5 * 5, c1024, nn.LeakyReLU(0.2, inplace=True), linear_bn),
-            nn.Linear(c1024, 1),  # (N, 1), a logit: the sigmoid is in the loss, where it is exact
+            *linear_layer(c256 * CORE * CORE, c1024, nn.LeakyReLU(0.2, inplace=True), linear_bn),
+            nn.Linear(c1024, 1),  # (N, 1), a logit: the sigmoid is in the loss, where it is stable
         )
 
 
 def init_weights(module):
-    """Draw weights from N(0, 0.02), as section 4 of the paper does; for ``Module.apply``."""
+    """Draw weights from N(0, 0.02), as section 4 of the paper does; for ``Module.apply``.
+
+    So small, they rely on BatchNorm: a network without it learns better from torch's own.
+    """
     if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
@@ -138,13 +142,14 @@ def init_weights(module):
 
 @torch.no_grad()
 def init_brightness(generator, images):
-    """Let samples begin as bright as the data, uint8: from mid-grey, some seeds never recover."""
+    """Let samples begin as bright as the data, uint8; from mid-grey, some seeds never recover."""
     brightness = images.float().mean() / 255
-    generator[-2].bias.fill_(torch.logit(brightness, eps=1e-3))
+    last = generator[-2]  # the last convolution, before the sigmoid
+    last.bias.fill_(torch.logit(brightness, eps=1e-3))
 
 
 def make_networks(args, channels):
-    """Build G and D with their first weights, for training and for sampling alike.
+    """Build G and D with their initial weights, for training and for sampling alike.
 
     :param argparse.Namespace args: z_dim, width, linear_bn
     :param int channels: of the images
@@ -154,7 +159,7 @@ def make_networks(args, channels):
     discriminator = Discriminator(channels, args.width, args.linear_bn)
     for network in (generator, discriminator):
         network.apply(init_weights)
-        network.to(memory_format=torch.channels_last)  # in which convolutions are fastest
+        network.to(memory_format=torch.channels_last)  # the layout that is fastest
         speed_up_linear(network)
     return generator, discriminator
 
@@ -168,7 +173,7 @@ def draw_z(n, args, rng):
 
 
 def bce(logits, label):
-    """Mean binary cross-entropy of logits against one label for all, 1 data or 0 sample."""
+    """Return the mean binary cross-entropy against one label for all: 1 for data, 0 for samples."""
     return binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
 
 
@@ -187,8 +192,8 @@ def train_step(generator, discriminator, g_optimizer, d_optimizer, real, z, amp=
     """
     with torch.autocast(real.device.type, torch.bfloat16, enabled=amp):
         # --------------------------------------------------------------------------------- (1) D
-        # Data is 1, samples are 0. They go through D one after the other, since BatchNorm would
-        # give away a mixed batch.
+        # Data is 1, samples are 0. They go through D separately, or BatchNorm would mix their
+        # statistics.
         fake = generator(z)
         real_logits = discriminator(real)
         fake_logits = discriminator(fake.detach())
@@ -199,8 +204,8 @@ def train_step(generator, discriminator, g_optimizer, d_optimizer, real, z, amp=
     d_optimizer.step()
 
     # ------------------------------------------------------------------------------------- (2) G
-    # The same samples should pass for data with the D just improved. D's own gradients would be
-    # thrown away: frozen, they aren't computed.
+    # The same samples should now fool the D just updated. D's own gradients would be discarded:
+    # while it is frozen, they aren't computed.
     discriminator.requires_grad_(False)
     with torch.autocast(real.device.type, torch.bfloat16, enabled=amp):
         g_loss = bce(discriminator(fake), 1.0)
@@ -219,21 +224,21 @@ def train_step(generator, discriminator, g_optimizer, d_optimizer, real, z, amp=
 def update_ema(ema, generator, decay):
     """Move the averaged generator towards the current one: ema <- decay ema + (1 - decay) G."""
     for mean, value in zip(ema.state_dict().values(), generator.state_dict().values(), strict=True):
-        if mean.is_floating_point():  # all but BatchNorm's counter of batches, which nobody reads
+        if mean.is_floating_point():  # all but BatchNorm's counter of batches, which nothing reads
             mean.lerp_(value, 1 - decay)
 
 
-def train(generator, discriminator, ema, optimizers, images, args, epoch):
+def train(generator, discriminator, ema, optimizers, data, args, epoch):
     """Train for one epoch.
 
     All randomness is a function of (seed, epoch, rank), so that a resumed run needs no saved
-    state of any generator, and looking at samples can't change the weights.
+    random state, and looking at samples can't change the weights.
 
     :param torch.nn.Module generator: G
     :param torch.nn.Module discriminator: D
     :param torch.nn.Module ema: moving average of G, updated in place
     :param tuple optimizers: of G's parameters, and of D's
-    :param torch.Tensor images: the data, uint8, (N, C, 28, 28), on the device
+    :param common.data.Dataset data: images, uint8, (N, C, 28, 28), on the device; labels, (N,)
     :param argparse.Namespace args: seed, batch_size, z_dim, ema, amp, dry_run
     :param int epoch: from 1
     :return: a row of metrics.csv: epoch, the means over the epoch and over all processes of d_loss,
@@ -242,18 +247,21 @@ def train(generator, discriminator, ema, optimizers, images, args, epoch):
     """
     began = time.time()
     rank, world = ranks()
-    device = images.device
-    steps = 1 if args.dry_run else len(images) // (args.batch_size * world)
-    order = torch.randperm(len(images), generator=make_rng("cpu", args.seed, epoch)).to(device)
+    count = len(data.images)
+    device = data.images.device
+    steps = 1 if args.dry_run else count // (args.batch_size * world)
+    order = torch.randperm(count, generator=make_rng("cpu", args.seed, epoch)).to(device)
     rng = make_rng(device, args.seed, epoch, rank + 1)
-    # The sums stay on the device: reading one number per batch would make the GPU wait for us.
+    torch.manual_seed(rng.initial_seed())  # for what takes no generator, such as dropout in a copy
+    # The sums stay on the device: reading a number per batch would stall the GPU.
     totals = torch.zeros(4, device=device)
     for step in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=rank > 0 or None):
         first = (step * world + rank) * args.batch_size
-        real = images[order[first : first + args.batch_size]].float().div_(255)
+        chosen = order[first : first + args.batch_size]
+        real = data.images[chosen].float().div_(255)
         z = draw_z(args.batch_size, args, rng)
         totals += train_step(generator, discriminator, *optimizers, real, z, args.amp)
-        # A fixed decay would remember the random first weights of a short run for too long.
+        # With a fixed decay, the random initial weights would dominate a short run's average.
         seen = (epoch - 1) * steps + step
         update_ema(ema, generator, min(args.ema, (1 + seen) / (10 + seen)))
     average_over_ranks(totals)
@@ -275,11 +283,11 @@ def interpolate(a, b, n):
     """Walk from one noise vector to another, both ends included.
 
     Normal noise lies near a sphere, so its walk follows the sphere; a straight line would lead
-    through lengths that the generator has never seen (White 2016, arXiv 1609.04468).
+    through norms that the generator has never seen (White 2016, arXiv 1609.04468).
 
     :param torch.Tensor a: (z_dim,)
     :param torch.Tensor b: (z_dim,)
-    :param int n: number of steps
+    :param int n: number of points
     :return: (n, z_dim)
     :rtype: torch.Tensor
     """
@@ -291,7 +299,7 @@ def interpolate(a, b, n):
 
 
 def test(ema, z, epoch):
-    """Draw the same 64 samples as in every other epoch, and a walk from the first to the last.
+    """Draw the same 64 samples every epoch, and a walk from the first to the last.
 
     :param torch.nn.Module ema: the generator to look at
     :param torch.Tensor z: the fixed noise, (64, z_dim)
@@ -299,15 +307,17 @@ def test(ema, z, epoch):
     :return: the picture, uint8, (H, W, 3)
     :rtype: numpy.ndarray
     """
-    grid = to_grid(next(generate(ema, z)), columns=8)
-    walk = to_grid(next(generate(ema, interpolate(z[0], z[-1], 8))), columns=8)
+    columns = 8
+    samples = torch.cat(list(generate(ema, z)))
+    walk = torch.cat(list(generate(ema, interpolate(z[0], z[-1], columns))))
+    grid = np.concatenate([to_grid(samples, columns), to_grid(walk, columns)])
     text = f"epoch {epoch}      last row: a walk from the first sample to the last"
-    return add_caption(np.concatenate([grid, walk]), text)
+    return add_caption(grid, text)
 
 
 def score(ema, scorer, args):
-    """Score a generator, on the same noise each time; the noise is of no other use."""
-    rng = make_rng("cpu", args.seed, 0)  # training's begin with epoch 1
+    """Score a generator, always on the same noise, which nothing else uses."""
+    rng = make_rng("cpu", args.seed, 0)  # training's keys start at epoch 1
     return scorer.score(generate(ema, draw_z(scorer.samples, args, rng)))
 
 
@@ -345,7 +355,7 @@ def get_parser():
     group.add_argument("--epochs", type=positive_int, default=20,
                        help="passes over the data (default: %(default)s)")
     group.add_argument("--batch-size", type=number(int, 2), default=64,
-                       help="images in a batch of each process (default: %(default)s)")
+                       help="images per batch and process (default: %(default)s)")
     group.add_argument("--optimizer", default="adam", choices=("adam", "sgd"),
                        help="adam, or SGD with Nesterov momentum 0.9 (default: %(default)s)")
     group.add_argument("--lr", type=positive_float,
@@ -362,7 +372,8 @@ def get_parser():
     group = parser.add_argument_group("output")
     group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
     either = group.add_mutually_exclusive_group()
-    either.add_argument("--resume", metavar="RUN", help="go on after a run's last whole epoch")
+    either.add_argument("--resume", metavar="RUN",
+                        help="continue a run after its last complete epoch")
     either.add_argument("--sample", metavar="RUN", help="draw samples from a run, don't train")
     group.add_argument("-n", type=number(int, 1, 1_000_000), default=64,
                        help="how many samples --sample draws; the grid shows 1,024 at most "
@@ -371,9 +382,11 @@ def get_parser():
                        help="score 10,000 samples after each epoch, or with --sample; a run of "
                             "train_classifier.py")
     group.add_argument("--gif-every", type=positive_int, default=1,
-                       help="epochs from frame to frame (default: %(default)s)")
-    group.add_argument("--tensorboard", action="store_true", help="write TensorBoard's events too")
-    group.add_argument("--dry-run", action="store_true", help="one batch, to see that all works")
+                       help="epochs between the GIF's frames (default: %(default)s)")
+    group.add_argument("--tensorboard", action="store_true",
+                       help="also write TensorBoard's event files")
+    group.add_argument("--dry-run", action="store_true",
+                       help="one batch, to check that everything works")
     return parser
 # fmt: on
 
@@ -387,7 +400,7 @@ def make_optimizer(network, args):
 
 
 def load_data(args, train=True):
-    """Load one half of the data, as the arguments say."""
+    """Load the training or the test half of the data."""
     return load_dataset(args.dataset, args.data_dir, train, args.split, SIDE, args.glyphs)
 
 
@@ -407,7 +420,7 @@ def load_scorer(args, device):
 
 
 def print_row(row):
-    """Print what an epoch has brought, and warn if D has won."""
+    """Print one line for an epoch, and warn if D has won."""
     line = (f"epoch {row['epoch']:3d}   D loss {row['d_loss']:.3f}   G loss {row['g_loss']:.3f}   "
             f"D(x) {row['d_real']:.2f}   D(G(z)) {row['d_fake']:.2f}   "
             f"{row['images_per_second']:,.0f} images/s")  # fmt: skip
@@ -415,7 +428,9 @@ def print_row(row):
         line += f"   FID {row['fid']:.3f}"
     print(line, flush=True)
     if row["d_real"] > 0.9 and row["d_fake"] < 0.1:
-        print("warning: the discriminator has won: smaller --lr, more data?", file=sys.stderr)
+        print(
+            "warning: the discriminator has won: try a smaller --lr, or more data", file=sys.stderr
+        )
 
 
 def sample(args, argv):
@@ -446,7 +461,7 @@ def sample(args, argv):
 
 
 def main(argv=None):
-    """Train, and look at what comes out.
+    """Train, and save samples, numbers and a checkpoint after each epoch.
 
     :param list[str] argv: the command line; None for sys.argv
     :return: what metrics.json holds
@@ -471,7 +486,8 @@ def main(argv=None):
     device = set_up(args.cuda, args.seed, args.device)
     data = check_dataset(load_data(args), SIDE)
     args.dataset = data.name  # "auto" is decided once: a resumed run must find the same data
-    images = data.images.to(device)
+    data = data._replace(images=data.images.to(device), labels=data.labels.to(device))
+    images = data.images
     if len(images) < args.batch_size * ranks()[1]:
         raise UserError(f"{len(images)} images don't fill one batch: lower --batch-size")
 
@@ -486,7 +502,7 @@ def main(argv=None):
              "g_optimizer": optimizers[0], "d_optimizer": optimizers[1]}  # fmt: skip
 
     scorer = load_scorer(args, device)
-    ceiling = score(ema, scorer, args) if scorer else None  # the untrained generator's
+    ceiling = score(ema, scorer, args) if scorer else None  # the score of the untrained generator
     floor = scorer.floor["fid"] if scorer else None
 
     history = []
@@ -515,9 +531,11 @@ def main(argv=None):
     with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
         for epoch in range(first, args.epochs + 1):
             if epoch > 0:
-                row = train(generator, discriminator, ema, optimizers, images, args, epoch)
+                row = train(generator, discriminator, ema, optimizers, data, args, epoch)
                 if not np.isfinite(list(row.values())).all():
-                    raise UserError(f"no finite loss in epoch {epoch}: start again, smaller --lr")
+                    raise UserError(
+                        f"no finite loss in epoch {epoch}: start again with a smaller --lr"
+                    )
             if not is_first():
                 continue
             picture = test(ema, fixed_z, epoch)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 import train_dcgan
-from common.data import load_dataset
+from common.data import Dataset, load_dataset
 from common.fid import SCORES
 from common.glyphs import CLASSES
 from tests.helpers import assert_same, learnt, read_metrics, refusal, save_classifier
@@ -312,8 +312,10 @@ def train_some(images, epochs, *words):
     generator, discriminator = make_networks(args)
     ema = copy.deepcopy(generator)
     optimizers = [train_dcgan.make_optimizer(n, args) for n in (generator, discriminator)]
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    data = Dataset("noise", images, labels, ["noise"])
     rows = [
-        train_dcgan.train(generator, discriminator, ema, optimizers, images, args, epoch)
+        train_dcgan.train(generator, discriminator, ema, optimizers, data, args, epoch)
         for epoch in range(1, epochs + 1)
     ]
     return generator, discriminator, ema, rows
