@@ -757,10 +757,10 @@ def get_parser():
                             ":astronaut (default: these four) need no file")
 
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="efficientnet_lite0", metavar="NAME",
-                       help="efficientnet_lite0 needs no download; or any of torchvision.models, "
-                            "timm/NAME, a run of train_classifier.py, or with --arch a file of "
-                            "weights, my.pth (default: %(default)s)")
+    group.add_argument("--model", metavar="NAME",
+                       help="any of torchvision.models, timm/NAME, a run of train_classifier.py "
+                            "or, with --arch, a file of weights (default: efficientnet_lite0, "
+                            "which needs no download)")
     group.add_argument("--arch", metavar="NAME",
                        help="whose weights the file --model holds: any of torchvision.models, or "
                             "timm/NAME")
@@ -842,7 +842,8 @@ def main(argv=None):
         map_sheet(folder / "contact_sheet.png", shown)
         print(f"look at  {folder}/contact_sheet.png, curves.png and table.md")
     metrics = write_metrics(folder, args, argv, started, device, script=SCRIPT,
-                            dataset=f"{len(images)} photos", **found)  # fmt: skip
+                            model=classifier.name, dataset=f"{len(images)} photos",
+                            **found)  # fmt: skip
     report_failures(failed, len(photos))
     return metrics
 

@@ -702,10 +702,10 @@ def get_parser():
                             "and :astronaut need no file")
 
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="efficientnet_lite0", metavar="NAME",
-                       help="efficientnet_lite0 needs no download; or any of torchvision.models, "
-                            "timm/NAME, a run of train_classifier.py, or with --arch a file of "
-                            "weights, my.pth (default: %(default)s)")
+    group.add_argument("--model", metavar="NAME",
+                       help="any of torchvision.models, timm/NAME, a run of train_classifier.py "
+                            "or, with --arch, a file of weights (default: efficientnet_lite0, "
+                            "which needs no download)")
     group.add_argument("--arch", metavar="NAME",
                        help="whose weights the file --model holds: any of torchvision.models, or "
                             "timm/NAME")
@@ -824,8 +824,9 @@ def main(argv=None):
         print(f"look at  {folder}/contact_sheet.png")
     elif images:
         print(f"look at  {folder}/{images[0]['panel']}")
-    metrics = write_metrics(folder, args, argv, started, device, script=SCRIPT, images=images,
-                            failed=failed, dataset=f"{len(images)} photos")  # fmt: skip
+    metrics = write_metrics(folder, args, argv, started, device, script=SCRIPT,
+                            model=classifier.name, dataset=f"{len(images)} photos", images=images,
+                            failed=failed)  # fmt: skip
     report_failures(failed, len(photos))
     return metrics
 

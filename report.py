@@ -439,7 +439,7 @@ def describe_run(folder, metrics):
     images = try_each(dict, metrics["images"], "images", lost)
     images = [i for i in images if "curve" in i or isinstance(i.get("maps"), list)]
     images = thin(images, "photos", notes)
-    model = str(args.get("model") or "")
+    model = str(metrics.get("model") or args.get("model") or "")
     photos = try_each(lambda i: describe_photo(folder, i, model, lost), images, "photos", lost)
 
     grids = thin(find_grids(folder), "grids", notes)

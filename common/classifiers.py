@@ -58,16 +58,17 @@ class Normalise(nn.Module):
 # ---------------------------------------------------------------------------------------- loading
 
 
-def load_classifier(name="efficientnet_lite0", device="cpu"):
+def load_classifier(name=None, device="cpu"):
     """Load a trained classifier and make it ready to be explained.
 
-    :param str name: "efficientnet_lite0" (its weights come with the requirements), a classifier
-        of torchvision.models, "timm/NAME", or a run of train_classifier.py
+    :param str name: a classifier of torchvision.models, "timm/NAME", or a run of
+        train_classifier.py; None for "efficientnet_lite0", whose weights come with the requirements
     :param torch.device device: where to
     :return: the classifier; BatchNorm folded, channels last
     :rtype: Classifier
     :raises UserError: if there is no such model, or its weights can't be read or downloaded
     """
+    name = "efficientnet_lite0" if name is None else name  # "" is no model
     if name == "efficientnet_lite0":
         found = load_lite0()
     elif name.startswith("timm/"):

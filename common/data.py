@@ -20,7 +20,7 @@ from PIL import Image
 
 from common.device import is_first, share_from_first
 from common.errors import UserError
-from common.images import crop_square, open_picture, picture_endings
+from common.images import crop_square, open_photo, picture_endings
 from common.run import read_tensors, replacing, save_checkpoint
 
 NAMES = ("auto", "emnist", "mnist", "fashion", "cifar10", "folder", "glyphs")
@@ -227,7 +227,7 @@ def read_folder(root, half, size):
 
     def decode(file):
         try:
-            picture = open_picture(file)
+            picture = open_photo(file)
         except UserError:
             return None
         if "dark" in picture.info:

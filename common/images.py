@@ -16,6 +16,7 @@ from common.run import replacing
 # program to be executed.
 FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"]
 MOST_PIXELS = 89_478_485  # a quarter of a GiB; Pillow's own limit, from which on it only warns
+LONGEST = 20  # times the shorter side
 CAPTION = 22  # pixels of the strip below a picture
 SHEET = 24_000_000  # pixels of a contact sheet; with captions and gaps some 100 MB of memory
 
@@ -69,6 +70,15 @@ def open_picture(path):
         raise UserError(
             f"{path} is not a readable picture ({why}): convert or remove it"
         ) from error
+
+
+def open_photo(path):
+    """Do what :func:`open_picture` does, but refuse what a square crop would show next to none of."""
+    picture = open_picture(path)
+    if max(picture.size) > LONGEST * min(picture.size):
+        size = f"{picture.width} x {picture.height}"
+        raise UserError(f"{path} is {size}, too long to crop: cut out a part of it")
+    return picture
 
 
 def to_rgb(picture, profile=None):

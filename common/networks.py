@@ -152,9 +152,7 @@ def check_classifier(classifier):
     """
     network, size = classifier.network, classifier.size
     if classifier.channels not in (1, 3):
-        raise UserError(
-            f"{classifier.name} wants {classifier.channels} channels: photos have 1 or 3"
-        )
+        raise UserError(f"the network wants {classifier.channels} channels: photos have 1 or 3")
     rng = torch.Generator().manual_seed(0)
     x = torch.rand(2, classifier.channels, size, size, generator=rng).to(classifier.device)
     try:

@@ -13,11 +13,10 @@ from tqdm import tqdm
 
 from common.device import is_first, ranks
 from common.errors import PeerError, UserError
-from common.images import crop_square, open_picture, picture_endings
+from common.images import crop_square, open_photo, picture_endings
 from common.run import replacing
 
 SAMPLES = {"astronaut": "astronaut", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket"}
-LONGEST = 20  # times the shorter side: from a longer picture the crop would show next to nothing
 
 
 def find_photos(paths):
@@ -63,13 +62,10 @@ def read_photo(path, classifier):
 
         picture = Image.fromarray(getattr(skimage.data, SAMPLES[path[7:]])())
     else:
-        picture = open_picture(path)
+        picture = open_photo(path)
     if "dark" in picture.info:
         say(f"warning: {path} is {picture.info['dark']}: scale it up", sys.stderr)
     picture = picture.convert("RGB" if classifier.channels == 3 else "L")
-    width, height = picture.size
-    if max(width, height) > LONGEST * min(width, height):
-        raise UserError(f"{path} is {width} x {height}, too long to crop: cut out a part of it")
     if classifier.transform:
         pixels = classifier.transform(picture)
     else:
