@@ -73,7 +73,7 @@ def open_picture(path):
 
 
 def open_photo(path):
-    """Do what :func:`open_picture` does, but refuse what a square crop would show next to none of."""
+    """Open a picture by :func:`open_picture`, but refuse one of which a crop would show nothing."""
     picture = open_picture(path)
     if max(picture.size) > LONGEST * min(picture.size):
         size = f"{picture.width} x {picture.height}"
