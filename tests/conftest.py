@@ -65,10 +65,7 @@ def refused(monkeypatch, capsys):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Let every attempt at a connection fail at once, as without a cable, and note who tries.
-
-    :rtype: list
-    """
+    """Let every attempt at a connection fail at once, as without a cable, and note who tries."""
     tried = []
 
     def refuse(*args, **kwargs):

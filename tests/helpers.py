@@ -35,11 +35,7 @@ def assert_same(a, b):
 
 
 def refusal(function, *arguments, **options):
-    """Call what must refuse to go on, for a reason that the user can mend.
-
-    :return: the message, which is one line, as every message to a user is
-    :rtype: str
-    """
+    """Call what must refuse to go on, for a reason that the user can mend."""
     with pytest.raises(UserError) as caught:
         function(*arguments, **options)
     assert "\n" not in str(caught.value)

@@ -40,11 +40,7 @@ def fork(function, log, **environment):
 
 
 def wait(child, seconds=180):
-    """Wait for a child process to end.
-
-    :return: its exit code, or minus the signal that it died of
-    :rtype: int
-    """
+    """Wait for a child process to end."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -57,10 +53,7 @@ def wait(child, seconds=180):
 
 
 def free_port():
-    """Find a port that nobody listens on.
-
-    :rtype: str
-    """
+    """Find a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

@@ -63,11 +63,7 @@ def measure_chance(photo):
 
 
 def rank(network, x, *names):
-    """Make maps as the script does.
-
-    :return: by method the map, the seconds and the evaluations
-    :rtype: dict
-    """
+    """Make maps as the script does."""
     return compare.rank_pixels(Namespace(methods=names, seed=0), network, x, TARGET)
 
 

@@ -34,11 +34,7 @@ EMNIST = ("emnist-balanced-train-images-idx3-ubyte", "emnist-balanced-train-labe
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch):
-    """Cut the network off below torchvision.
-
-    :return: the addresses that were asked for
-    :rtype: list[str]
-    """
+    """Cut the network off below torchvision."""
     addresses = []
 
     def refuse(request, *_, **__):
@@ -50,10 +46,7 @@ def asked(monkeypatch):
 
 
 def make_images(count=COUNT):
-    """Make images that differ: the L, darker from one to the next, and one more corner pixel.
-
-    :rtype: numpy.ndarray
-    """
+    """Make images that differ: the L, darker from one to the next, and one more corner pixel."""
     images = np.stack([UPRIGHT // (i + 1) for i in range(count)])
     images[np.arange(count), 0, np.arange(count)] = 9
     return images
@@ -76,11 +69,7 @@ def write_idx(path, array, magic=None, pack=False):
 
 
 def write_emnist(root, images=None, labels=range(COUNT), start="emnist-balanced-train", pack=False):
-    """Write one half of EMNIST, each image transposed, as NIST did.
-
-    :return: the folder of the files
-    :rtype: pathlib.Path
-    """
+    """Write one half of EMNIST, each image transposed, as NIST did."""
     images = make_images(len(labels)) if images is None else images
     raw = root / "EMNIST" / "raw"
     write_idx(raw / f"{start}-images-idx3-ubyte", images.transpose(0, 2, 1), pack=pack)
@@ -89,10 +78,7 @@ def write_emnist(root, images=None, labels=range(COUNT), start="emnist-balanced-
 
 
 def pickle_of_python_2(value):
-    """Pickle as the Python 2 that wrote CIFAR-10 did: byte strings, and arrays made of them.
-
-    :rtype: bytes
-    """
+    """Pickle as the Python 2 that wrote CIFAR-10 did: byte strings, and arrays made of them."""
     if isinstance(value, dict):
         items = b"".join(pickle_of_python_2(x) for pair in value.items() for x in pair)
         return b"}(" + items + b"u"
@@ -112,11 +98,7 @@ def pickle_of_python_2(value):
 
 
 def write_cifar10(root, monkeypatch):
-    """Write CIFAR-10, two images a batch, and have torchvision accept their checksums.
-
-    :return: the images of the training half, then those of the test half, uint8, (2, 3, 32, 32)
-    :rtype: list[numpy.ndarray]
-    """
+    """Write CIFAR-10, two images a batch, and have torchvision accept their checksums."""
     monkeypatch.setattr(torchvision.datasets.utils, "check_md5", lambda *_, **__: True)
     folder = root / "cifar-10-batches-py"
     folder.mkdir()

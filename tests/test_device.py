@@ -34,11 +34,7 @@ def unchanged(monkeypatch):
 
 
 def draw(*key, n=1000):
-    """Draw from a stream.
-
-    :return: (n,), uniform in [0, 1)
-    :rtype: torch.Tensor
-    """
+    """Draw from a stream."""
     return torch.rand(n, generator=make_rng("cpu", *key))
 
 

@@ -61,11 +61,7 @@ def make_game(x=None, network=None, **settings):
 
 
 def play(**options):
-    """Learn the regions of photos; parameters as of :func:`make_game`.
-
-    :return: the game, the maps and the objectives, (steps, N)
-    :rtype: tuple
-    """
+    """Learn the regions of photos; parameters as of :func:`make_game`."""
     game = make_game(**options)
     found = list(minimise(game))
     return game, found[-1][0], torch.stack([values[0] for _, values in found])

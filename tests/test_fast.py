@@ -20,10 +20,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, summed in another order
 
 
 def make_pair(bias=True):
-    """Make our layer and PyTorch's, with the same weights.
-
-    :rtype: tuple[FastLinear, torch.nn.Linear]
-    """
+    """Make our layer and PyTorch's, with the same weights."""
     torch.manual_seed(0)
     theirs = nn.Linear(7, 5, bias=bias)
     network = nn.Sequential(copy.deepcopy(theirs))
@@ -182,11 +179,7 @@ def count(network, kind):
 
 
 def check(network, x, tolerance=1e-4):
-    """Hold a folded network against the original: logits, gradient, and the original itself.
-
-    :return: the folded network
-    :rtype: torch.nn.Module
-    """
+    """Hold a folded network against the original: logits, gradient, and the original itself."""
     randomise(network)
     layers = str(network)
     with left_alone(network):

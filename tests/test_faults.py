@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import sys
-import zipfile
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import common.data
 import compare_explanations
 import explain_perturb
 import smoothgrad
@@ -26,11 +24,10 @@ import torch_basics
 import train_classifier
 import train_dcgan
 from common.classifiers import load_classifier
-from common.data import load_dataset
-from common.errors import UserError, exit_code
+from common.errors import exit_code
 from common.run import load_checkpoint, open_run, save_checkpoint
-from tests.helpers import POSIX, assert_same
-from tests.processes import fork, group, wait
+from tests.helpers import POSIX
+from tests.processes import group, wait
 
 # A second each: 3 batches an epoch, networks of a few hundred weights.
 TINY = ["--dataset", "glyphs", "--glyphs", "50", "--batch-size", "16", "--epochs", "2"]
@@ -63,10 +60,7 @@ def data(tmp_path_factory):
 
 
 def train(script, folder, data, *options):
-    """Train in this process.
-
-    :rtype: dict
-    """
+    """Train in this process."""
     rest = [*TINY, *TRAINERS[script], "--data-dir", str(data)]
     return script.main([*rest, "--out", str(folder), *options])
 
@@ -81,10 +75,7 @@ def undisturbed(data, tmp_path_factory):
 
 
 def explain(script, trained, photos, folder, *options):
-    """Explain photos in this process.
-
-    :rtype: dict
-    """
+    """Explain photos in this process."""
     return script.main(["--model", str(trained), "--image", str(photos), "--out", str(folder),
                         *EXPLAINERS[script], *options])  # fmt: skip
 
@@ -98,28 +89,8 @@ def no_figures(monkeypatch):
                 monkeypatch.setattr(script, name, lambda *_, **__: None)
 
 
-def learnt(script, folder):
-    """Read everything that a run has learnt.
-
-    :rtype: dict
-    """
-    state = load_checkpoint(folder, script.SCRIPT)
-    names = ("generator", "discriminator", "ema", "g_optimizer", "d_optimizer", "network",
-             "optimizer")  # fmt: skip
-    return {name: state[name] for name in names if name in state}
-
-
-def files(folder):
-    """List all files and folders in a run folder."""
-    return {file.relative_to(folder).as_posix() for file in folder.rglob("*")}
-
-
 def one_error(function, capsys):
-    """Run what must fail for a reason that the user can mend.
-
-    :return: the one line on stderr
-    :rtype: str
-    """
+    """Run what must fail for a reason that the user can mend."""
     capsys.readouterr()
     assert exit_code(function) == 2
     lines = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("warning: ")]
@@ -128,25 +99,13 @@ def one_error(function, capsys):
     return lines[0]
 
 
-# ----------------------------------------------------------------------------- killed at any time
-
-
 def kill(*_, **__):
     """Do to this process what the kernel does when memory is short: it cleans up nothing."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def half_and_kill(state, path):
-    """Write a half of a checkpoint, and die."""
-    path.write_bytes(b"PK\3\4 half a checkpoint")
-    kill()
-
-
 def nth(function, n, strike=kill):
-    """Make a function strike at its n-th call.
-
-    :rtype: Callable
-    """
+    """Make a function strike at its n-th call."""
     calls = []
 
     def wrapped(*args, **kwargs):
@@ -154,62 +113,6 @@ def nth(function, n, strike=kill):
         return (strike if len(calls) == n else function)(*args, **kwargs)
 
     return wrapped
-
-
-MOMENTS = {  # what strikes, and at which call
-    "before the first checkpoint": (torch, "save", 1, half_and_kill),
-    "in a batch": (torch.Tensor, "backward", 5, kill),
-    "in a checkpoint": (torch, "save", 2, half_and_kill),
-    "before it is renamed": (os, "replace", 5, kill),
-    "while plotting": ("", "plot_curves", 1, kill),
-    "at the very end": ("", "write_metrics", 1, kill),
-}
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
-@BOTH
-def test_a_killed_run_goes_on_bit_for_bit(script, moment, data, undisturbed, tmp_path, monkeypatch):
-    """SIGKILL at any moment costs time only: no weight, no file, and nothing is left over."""
-    place, name, n, strike = MOMENTS[moment]
-    place = place or script
-    with monkeypatch.context() as patch:
-        patch.setattr(place, name, nth(getattr(place, name), n, strike))
-        child = fork(lambda: train(script, tmp_path / "run", data), tmp_path / "log")
-        assert wait(child) == -signal.SIGKILL
-    if (tmp_path / "run" / "checkpoint.pt").exists():
-        script.main(["--resume", str(tmp_path / "run")])
-    else:  # nothing is there yet to go on from
-        assert moment == "before the first checkpoint"
-        shutil.rmtree(tmp_path / "run")
-        train(script, tmp_path / "run", data)
-    assert_same(learnt(script, tmp_path / "run"), learnt(script, undisturbed[script]))
-    assert files(tmp_path / "run") == files(undisturbed[script])
-    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 3
-
-
-@EXPLAINING
-def test_a_signal_ends_an_explanation_with_its_code(
-    script, trained, photos, tmp_path, monkeypatch, no_figures
-):
-    """SIGTERM costs the photo that is being explained, and --resume goes on with it."""
-
-    def terminate(*_):
-        signal.raise_signal(signal.SIGTERM)
-        return read(*_)
-
-    read = script.read_photo
-    with monkeypatch.context() as patch:
-        patch.setattr(script, "read_photo", nth(read, 2, terminate))
-        child = fork(lambda: explain(script, trained, photos, tmp_path / "run"), tmp_path / "log")
-        assert wait(child) == 128 + signal.SIGTERM
-    said = (tmp_path / "log").read_text()
-    assert said.count(f"python {script.SCRIPT}.py --resume {tmp_path / 'run'}") == 1
-    assert "Traceback" not in said
-    (record,) = (tmp_path / "run" / "records").glob("*.json")
-    before = record.stat().st_mtime_ns
-    assert len(script.main(["--resume", str(tmp_path / "run")])["images"]) == 3
-    assert record.stat().st_mtime_ns == before
 
 
 # ------------------------------------------------------------ no room, no permission, no folder
@@ -364,48 +267,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(script, spoil, undisturbed, 
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
 
-def test_samples_are_not_drawn_from_a_checkpoint_that_does_not_fit(undisturbed, tmp_path, capsys):
-    """--sample reads other people's checkpoints, too."""
-    state = load_checkpoint(undisturbed[train_dcgan], "train_dcgan")
-    torch.save(dict(spoil_architecture(state)), tmp_path / "checkpoint.pt")
-    line = one_error(lambda: train_dcgan.main(["--sample", str(tmp_path)]), capsys)
-    assert "start a new run" in line
-
-
-@pytest.mark.parametrize("bomb", ["compressed", "overlapping"])
-def test_a_zip_bomb_is_refused_before_it_is_unpacked(bomb, tmp_path, monkeypatch):
-    """A file that says it holds more than it is long was not written by torch."""
-    file = tmp_path / "checkpoint.pt"
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(50_000_000 if bomb == "compressed" else 100))
-        if bomb == "overlapping":  # a thousand names for the same bytes
-            (first,) = archive.filelist
-            first.compress_type = zipfile.ZIP_STORED
-            archive.filelist += [first] * 1000
-    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("unpacked"))
-    with pytest.raises(UserError, match="checkpoint"):
-        load_checkpoint(tmp_path, "s")
-
-
 # ----------------------------------------------------------------------------------- dataset files
-
-
-@pytest.mark.parametrize("error", [TimeoutError, KeyboardInterrupt])
-def test_a_download_that_stops_half_way_leaves_no_file(error, tmp_path, monkeypatch, capsys):
-    """Half unpacked files would pass for whole ones the next time; files that were there stay."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    (raw / "train-labels-idx1-ubyte").write_bytes(b"mine")
-
-    def stop_half_way(*_, **__):
-        (raw / "train-images-idx3-ubyte").write_bytes(b"half")
-        raise error
-
-    monkeypatch.setattr(common.data, "open_with_torchvision", stop_half_way)
-    with pytest.raises(UserError if error is TimeoutError else KeyboardInterrupt):
-        load_dataset("mnist", tmp_path)
-    assert "mnist isn't in" in capsys.readouterr().err  # said before it was asked for
-    assert [f.name for f in raw.iterdir()] == ["train-labels-idx1-ubyte"]
 
 
 # ---------------------------------------------------------------------------------- hostile input
@@ -458,10 +320,7 @@ def test_a_run_folder_that_is_no_utf8_can_be_resumed(data, tmp_path, capsys, mon
 
 
 def arguments(script):
-    """Make a strategy for command lines of a script: its own flags, and anything else.
-
-    :rtype: hypothesis.strategies.SearchStrategy
-    """
+    """Make a strategy for command lines of a script: its own flags, and anything else."""
     actions = script.get_parser()._actions
     flags = [flag for action in actions for flag in action.option_strings]
     flags = [flag for flag in flags if flag not in ("-h", "--help")]
@@ -500,10 +359,7 @@ def test_any_command_line_is_parsed_or_refused_in_one_line(script):
 
 
 def plausible(script):
-    """Make a strategy for command lines of a script whose values might be meant.
-
-    :rtype: hypothesis.strategies.SearchStrategy
-    """
+    """Make a strategy for command lines of a script whose values might be meant."""
     given_here = {"help", "out", "data_dir", "dataset", "image", "model", "arch", "classes",
                   "resume", "sample", "fid", "cuda", "device", "tensorboard", "width",
                   "dry_run"}  # fmt: skip
@@ -634,22 +490,6 @@ def test_processes_complain_once_and_leave_their_group(data, tmp_path):
     assert logs[1].read_text() == ""
 
 
-@EXPLAINING
-def test_processes_share_an_explanation_and_say_nothing_twice(
-    script, trained, photos, tmp_path, no_figures
-):
-    """Two processes explain three photos; each line is said once, the rest by the first one."""
-    children, logs = group(
-        lambda rank: explain(script, trained, photos, tmp_path / "run"), tmp_path
-    )
-    assert [wait(child) for child in children] == [0, 0]
-    first, second = (log.read_text().splitlines() for log in logs)
-    assert len(set(first)) == len(first)
-    assert not set(first) & set(second)
-    assert all(str(photos) in line for line in second)
-    assert len(json.loads((tmp_path / "run" / "metrics.json").read_text())["images"]) == 3
-
-
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_an_explanation(
     victim, trained, photos, tmp_path, monkeypatch, no_figures
@@ -681,14 +521,6 @@ def test_nothing_is_sent_anywhere(no_network, trained, photos, data, tmp_path):
     torch_basics.main(["--dry-run", "--out", str(tmp_path / "basics")])
     load_classifier("efficientnet_lite0", torch.device("cpu"))
     assert not no_network
-
-
-def test_what_is_asked_for_by_name_would_be_fetched(no_network, tmp_path, capsys):
-    """The test above could not fail if nothing ever tried."""
-    with pytest.raises(UserError, match="could not be downloaded"):
-        load_dataset("mnist", tmp_path)
-    assert no_network
-    assert capsys.readouterr().err.startswith(f"mnist isn't in {tmp_path}; downloading it")
 
 
 def test_progress_bars_show_rate_and_time_left(data, tmp_path, monkeypatch, no_figures):

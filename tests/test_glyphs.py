@@ -11,21 +11,13 @@ PER_CLASS = 60
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Draw the sheet that most tests look at.
-
-    :return: images, uint8, (62 * 60, 1, 28, 28), and labels
-    :rtype: tuple[torch.Tensor, torch.Tensor]
-    """
+    """Draw the sheet that most tests look at."""
     return draw_glyphs(PER_CLASS * len(CLASSES), seed=0)
 
 
 @pytest.fixture(scope="module")
 def mean_image(drawn):
-    """Average each class.
-
-    :return: by character, the mean image in [0, 1], (28, 28)
-    :rtype: dict[str, torch.Tensor]
-    """
+    """Average each class."""
     images, labels = drawn
     return {c: images[labels == k, 0].float().mean(0) / 255 for k, c in enumerate(CLASSES)}
 

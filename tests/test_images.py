@@ -404,11 +404,7 @@ NAMES = ["plain", "$x^", "猫", "line\nbreak", "\udcff", "w" * 500, "", "%s {0}"
 
 
 def write_colours(count, folder, size=(60, 40)):
-    """Write pictures of one colour each.
-
-    :return: captions by file
-    :rtype: dict
-    """
+    """Write pictures of one colour each."""
     pictures = {}
     for i in range(count):
         file = folder / f"{i}.png"

@@ -37,11 +37,7 @@ PICTURES = {
 
 @pytest.fixture(scope="module", params=OPTIONS, ids=lambda script: script.SCRIPT)
 def whole(request, trained, photos, tmp_path_factory):
-    """Run a script on two photos and a broken one.
-
-    :return: the script, its command line and the run folder
-    :rtype: tuple
-    """
+    """Run a script on two photos and a broken one."""
     script = request.param
     folder = tmp_path_factory.mktemp(script.SCRIPT)
     for name in ("ant.png", "bee.png"):

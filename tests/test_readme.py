@@ -16,11 +16,7 @@ PAGES = ["README.md", "results/README.md", "benchmarks/README.md", "tests/README
 
 
 def commands():
-    """Collect the lines of all shell blocks, without comments.
-
-    :return: page and command
-    :rtype: list[tuple[str, str]]
-    """
+    """Collect the lines of all shell blocks, without comments."""
     found = []
     for page in PAGES:
         for block in re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):

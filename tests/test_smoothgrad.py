@@ -60,10 +60,7 @@ def make_network(activation=nn.ReLU, seed=0):
 
 
 def average(network, x=X, target=TARGET, noise=0.2, samples=20, explain=gradient, chunk=8, seed=0):
-    """Average the maps of noisy copies.
-
-    :rtype: RunningMeans
-    """
+    """Average the maps of noisy copies."""
     return average_maps(network, x, target, noise, samples, explain, chunk, make_rng("cpu", seed))
 
 
