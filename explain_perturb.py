@@ -91,7 +91,7 @@ class Settings(NamedTuple):
     jitter: int = 4  # the photo is shifted under the mask by less than that
     areas: tuple = (0.1, 0.2, 0.4, 0.6, 0.8)  # nested draws areas between the smallest and largest
     keep_weight: float = 0.5  # both: how much preservation counts, where deletion counts 1
-    l1: float = 0.1  # tv: weight of the deleted area
+    l1: float = 2.0  # tv: weight of the deleted area
     l2: float = 1.0  # tv: weight of the total variation
     beta: float = 3.0  # tv: its exponent
     area_weight: float = 300.0  # area: weight of the distance from the wanted area

@@ -211,7 +211,12 @@ def test_methods_that_share_samples_give_what_each_gives_alone(photo, network):
 
 def test_rise_shows_nothing_of_its_masks_where_the_network_sees_nothing(photo):
     """A probability of a half everywhere is a map of a half."""
-    heat = compare.rise(lambda x: torch.zeros(len(x), 2), photo, TARGET, torch.Generator())
+
+    class Undecided(nn.Module):
+        def forward(self, x):
+            return torch.zeros(len(x), 2)
+
+    heat = compare.rise(Undecided(), photo, TARGET, torch.Generator())
     assert heat.numpy() == pytest.approx(np.full((SIDE, SIDE), 0.5), abs=1e-5)
 
 
