@@ -152,7 +152,8 @@ def holds_pictures(root):
     if any((root / name).is_dir() for name in ("EMNIST", "MNIST", "FashionMNIST", "cache")):
         return False
     endings = picture_endings()
-    files = itertools.chain(root.glob("*.*"), root.glob("*/*.*"))
+    patterns = ("*.*", "*/*.*", "train/*/*.*", "test/*/*.*")
+    files = itertools.chain.from_iterable(root.glob(pattern) for pattern in patterns)
     return any(file.suffix.lower() in endings for file in files)
 
 
@@ -287,7 +288,8 @@ def visible_folders(root):
 
 def is_run(folder):
     """Tell whether a folder is one that a script has written its results into."""
-    return any((folder / name).exists() for name in ("metrics.json", "checkpoint.pt", "records"))
+    marks = ("metrics.json", "checkpoint.pt", "records/arguments.txt")
+    return any((folder / mark).exists() for mark in marks)
 
 
 def list_pictures(part):
@@ -307,7 +309,7 @@ def list_pictures(part):
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in (Path(folder, name) for name in files if not name.startswith(".")):
             (pictures if file.suffix.lower() in endings else others).append(file)
     return sorted(pictures), sorted(others)

@@ -23,7 +23,7 @@ def find_photos(paths):
     """List the pictures that are meant by files, folders and ``sample:NAME``.
 
     :param list[str] paths: files are taken as they are; of a folder all files that are named as
-        pictures, sorted, without its subfolders
+        pictures, sorted, without hidden ones and without its subfolders
     :return: files and samples, each as it would be given, in order, without repetition
     :rtype: list[str]
     :raises UserError: if one isn't there, or a folder has no pictures
@@ -36,8 +36,8 @@ def find_photos(paths):
                 raise UserError(f"no {path}: there are sample:" + ", sample:".join(SAMPLES))
             found[path] = None
         elif os.path.isdir(path):
-            files = [f for f in sorted(Path(path).iterdir()) if f.suffix.lower() in endings]
-            files = [str(f) for f in files if not f.is_dir()]
+            files = [f for f in sorted(Path(path).iterdir()) if not f.name.startswith(".")]
+            files = [str(f) for f in files if f.suffix.lower() in endings and not f.is_dir()]
             if not files:
                 raise UserError(f"{path} has no pictures: give a folder of .jpg or .png files")
             found.update(dict.fromkeys(files))

@@ -359,6 +359,21 @@ def test_what_cannot_be_folded_is_left_right(case):
     assert count(folded, NORMS) == count(network, NORMS) == 1
 
 
+SEEN = ["norm without statistics", "convolution called twice", "norm called twice",
+        "output read twice", "changed in place between", "weights parametrised",
+        "channels along another axis"]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SEEN)
+def test_what_is_seen_to_be_unfit_costs_no_other(case):
+    """Another block of the same network is folded all the same."""
+    torch.manual_seed(0)
+    network = nn.Sequential(make_conv(3, 3), nn.BatchNorm2d(3), nn.ReLU(), LEFT[case]())
+    folded = check(network, torch.rand(2, 3, 9, 9))
+    assert count(folded, NORMS) == 1
+    assert isinstance(folded[0], ConvReLU)
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_residual_block_is_folded_in_part(inplace):
     """Both BatchNorms go; of a ReLU that is called twice, once after the sum, nothing goes."""
