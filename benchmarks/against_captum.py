@@ -7,13 +7,17 @@ All explain the same class of the same photo by the same EfficientNet-Lite0, eac
 its own. Ours is as smoothgrad.py runs: set_up() and load_classifier(), hence frozen, BatchNorm
 folded, channels last, 8 copies at once. The peers get what a user would give them: timm's network
 with the same weights, in eval mode, with the normalisation in front so that their inputs are pixels
-too; channels first, nothing folded, nothing frozen, torch as it comes. With --set-up-peers they get
-our set_up() as well, that is keep_memory() and no denormal numbers (common/device.py).
+too; channels first, nothing folded, nothing frozen, torch as it comes.
 
 Equality: the peers are fed our noise, and each of their maps is compared with ours of the same
 definition. Time: each draws its own noise; the processes compute in turn, never at once, round
 after round, so that a machine that slows down slows down all. Ratios are taken within each round;
 their median is what counts. Memory: of a fresh process for each figure.
+
+    python benchmarks/against_captum.py --samples 24 --rounds 15 --changes
+
+times ours with each of its speed tricks taken back, alone and all together, each in a process of
+its own; "nothing" tells how much of a difference is none.
 """
 
 import argparse
@@ -23,6 +27,7 @@ import importlib.metadata
 import io
 import json
 import multiprocessing
+import random
 import resource
 import statistics
 import sys
@@ -39,16 +44,35 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import smoothgrad
-from common.classifiers import Normalise, load_classifier, load_lite0
+from common.classifiers import (
+    Classifier,
+    Normalise,
+    load_classifier,
+    load_lite0,
+    load_torchvision,
+    prepare,
+)
 from common.device import make_rng, set_up
-from common.errors import HelpFormatter
-from common.folding import fold
+from common.errors import UserError, exit_code, positive_int
+from common.fast import fold, is_plain
 from common.photos import read_photo
 
-NOISE = 0.15  # sigma in parts of the photo's range of values; PAIR's default
+PHOTO = "sample:coffee"
+NOISE = 0.15  # sigma as a fraction of the photo's range; PAIR's default
 CHUNK = 8  # smoothgrad.py's default on a CPU
 STEPS = 50  # of Integrated Gradients; captum's default
 EQUAL = 0.9999  # correlation from which on two maps are the same
+PATCHES = {  # what takes a trick back: a name, and what it is to mean
+    "memory not kept": ("common.device.keep_memory", lambda: None),
+    "denormals not flushed": ("torch.set_flush_denormal", lambda _: None),
+    "BatchNorm not folded": ("common.fast.NORMS", ()),  # then no ReLU is next to its convolution
+    "ReLU not fused": ("common.fast.LIMITS", {}),
+    "padding not fused": (
+        "common.fast.is_plain", lambda layer: type(layer) is nn.Conv2d and is_plain(layer)),
+    "channels first": ("torch.channels_last", torch.contiguous_format),
+}  # fmt: skip
+CHANGES = ("nothing", *PATCHES, "all of these")
+
 
 # ------------------------------------------------------------------------- the three, side by side
 
@@ -56,78 +80,78 @@ EQUAL = 0.9999  # correlation from which on two maps are the same
 class Ours:
     """smoothgrad.py's own functions, with its own classifier."""
 
-    def __init__(self, photo):
-        classifier = load_classifier()
-        self.network = classifier.network
-        self.x = read_photo(photo, classifier.resize, classifier.size)
-        with torch.no_grad():
-            self.target = self.network(self.x).argmax(1)
+    def __init__(self, model="efficientnet_lite0"):
+        if model == "efficientnet_lite0":
+            self.classifier = load_classifier()
+        else:  # of torchvision, with random weights: none are at hand
+            torch.manual_seed(0)
+            self.classifier = prepare(model, "cpu", *load_torchvision(model, classes=1000))
 
-    def smoothgrad(self, n, reduce="abs", score="logit"):
+    def smoothgrad(self, x, target, n, reduce="abs", score="logit"):
         """Average n samples and estimate the map's reliability, as every run does."""
-        explain = partial(smoothgrad.input_gradient, self.network, kind=score)
-        rng = make_rng(self.x.device, 0)
-        *_, maps = smoothgrad.smoothgrad(explain, self.x, self.target, NOISE, n, CHUNK, rng)
-        maps.reliability(reduce)
-        return maps.get(reduce)
+        explain = partial(smoothgrad.gradient, score=score)
+        rng = make_rng("cpu", 0)
+        network = self.classifier.network
+        means = smoothgrad.average_maps(network, x, target, NOISE, n, explain, CHUNK, rng)
+        means.reliability(reduce)
+        return means.get(reduce)
 
-    def integrated(self):
+    def integrated(self, x, target):
         """Integrate from black."""
-        explain, black = partial(smoothgrad.input_gradient, self.network), torch.zeros(1)
-        return smoothgrad.integrated_gradients(explain, black, STEPS, CHUNK, self.x, self.target)
+        network = self.classifier.network
+        return smoothgrad.integrated_gradients(network, x, target, steps=STEPS, chunk=CHUNK)
 
 
 class Peer:
-    """What captum and PAIR have in common: the network as a user has it."""
+    """What the others have in common: the network as a user has it."""
 
-    def __init__(self, photo):
-        network, mean, std, _, _, size, resize = load_lite0()
-        self.network = nn.Sequential(Normalise(mean, std), network).eval()
-        self.x = read_photo(photo, resize, size)
-        with torch.no_grad():
-            self.target = int(self.network(self.x).argmax())
+    def __init__(self):
+        network, mean, std, classes, size, transform = load_lite0()
+        network = nn.Sequential(Normalise(mean, std), network).eval()
+        self.classifier = Classifier("plain", network, classes, 3, size, size, "cpu", transform)
 
 
 class Captum(Peer):
     """captum, called as its documentation does."""
 
-    def smoothgrad(self, n, at_once=None, kind="smoothgrad", **options):
+    def smoothgrad(self, x, target, n, at_once=None, kind="smoothgrad", **options):
         """NoiseTunnel of Saliency; by default of |M|, and all n copies in one batch."""
         from captum.attr import NoiseTunnel, Saliency
 
-        sigma = NOISE * float(self.x.max() - self.x.min())
-        return NoiseTunnel(Saliency(self.network)).attribute(
-            self.x, nt_type=kind, nt_samples=n, nt_samples_batch_size=at_once, stdevs=sigma,
-            target=self.target, **options,
+        sigma = NOISE * float(x.max() - x.min())
+        return NoiseTunnel(Saliency(self.classifier.network)).attribute(
+            x, nt_type=kind, nt_samples=n, nt_samples_batch_size=at_once, stdevs=sigma,
+            target=target, **options,
         )  # fmt: skip
 
-    def integrated(self, at_once=None):
+    def integrated(self, x, target, at_once=None, steps=STEPS, method="riemann_middle"):
         """Integrate from black, by the midpoint rule as ours does."""
         from captum.attr import IntegratedGradients
 
-        return IntegratedGradients(self.network).attribute(
-            self.x, 0, self.target, n_steps=STEPS, method="riemann_middle",
-            internal_batch_size=at_once,
-        )  # fmt: skip
+        return IntegratedGradients(self.classifier.network).attribute(
+            x, 0, target, n_steps=steps, method=method, internal_batch_size=at_once
+        )
 
 
 class Pair(Peer):
     """PAIR's saliency, called as its documentation does: arrays, channels last."""
 
-    def smoothgrad(self, n):
+    def smoothgrad(self, x, target, n):
         """Square the gradient of the probability, one copy at a time."""
         from saliency.core import GradientSaliency
 
+        pixels = x[0].permute(1, 2, 0).numpy()
+        call_model = partial(self.call_model, target)
         found = GradientSaliency().GetSmoothedMask(
-            self.x[0].permute(1, 2, 0).numpy(), self.call_model, stdev_spread=NOISE, nsamples=n
+            pixels, call_model, stdev_spread=NOISE, nsamples=n
         )
-        return torch.from_numpy(found).permute(2, 0, 1)[None]
+        return torch.from_numpy(found).permute(2, 0, 1).unsqueeze(0)
 
-    def call_model(self, images, call_model_args=None, expected_keys=None):
+    def call_model(self, target, images, call_model_args=None, expected_keys=None):
         """Give the gradient of the probability, (N, H, W, C)."""
         x = torch.tensor(images, dtype=torch.float32).permute(0, 3, 1, 2).requires_grad_()
-        probability = self.network(x).softmax(1)[:, self.target]
-        gradient = torch.autograd.grad(probability.sum(), x)[0]
+        probability = self.classifier.network(x).softmax(1)[:, target]
+        (gradient,) = torch.autograd.grad(probability.sum(), x)
         return {expected_keys[0]: gradient.permute(0, 2, 3, 1).numpy()}
 
 
@@ -137,7 +161,7 @@ def our_noise(shape):
 
     :param torch.Size shape: of one image, (C, H, W)
     """
-    rng = make_rng(torch.device("cpu"), 0)
+    rng = make_rng("cpu", 0)
 
     def for_captum(mean, std):
         return torch.stack([torch.randn(shape, generator=rng) for _ in std]) * std
@@ -152,31 +176,30 @@ def our_noise(shape):
 # ------------------------------------------------------------------------ processes of their own
 
 
-def peak():
-    """Tell the most memory that this process has held, in MB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def open_worker(side, args):
+def open_worker(side, change=None, **options):
     """Start a fresh process, with nothing of this one, for one side.
 
     :param type side: Ours, Captum or Pair
-    :param argparse.Namespace args: the photo, and whether peers get our set_up()
+    :param str change: one of CHANGES, for ours
+    :param options: of the side
     """
-    with_set_up = side is Ours or args.set_up_peers
-    return ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), start, (side, args.image, with_set_up)
-    )
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, start, (side, change, options))
 
 
-def start(side, photo, with_set_up):
+def start(side, change, options):
     """Load everything, in the new process."""
-    global SIDE
-    if with_set_up:
+    global SIDE, X, TARGET
+    for name, patch in PATCHES.items():
+        if change in (name, "all of these"):
+            mock.patch(*patch).start()
+    if side is Ours:
         with contextlib.redirect_stdout(io.StringIO()):
             set_up(False, seed=0)
-    SIDE = side(photo)
+    SIDE = side(**options)
+    X = read_photo(PHOTO, SIDE.classifier)
+    with torch.no_grad():
+        TARGET = SIDE.classifier.network(X).argmax(1)
 
 
 def call(method, *args, noise=False, **options):
@@ -186,70 +209,105 @@ def call(method, *args, noise=False, **options):
     :return: the seconds, the map, the process's peak memory in MB
     :rtype: tuple[float, numpy.ndarray, float]
     """
-    with our_noise(SIDE.x.shape[1:]) if noise else contextlib.nullcontext():
-        started = time.perf_counter()
-        found = getattr(SIDE, method)(*args, **options)
-        return time.perf_counter() - started, found.numpy(), peak()
+    target = TARGET if isinstance(SIDE, Ours) else int(TARGET)
+    with our_noise(X.shape[1:]) if noise else contextlib.nullcontext():
+        began = time.perf_counter()
+        found = getattr(SIDE, method)(X, target, *args, **options)
+        return time.perf_counter() - began, found.numpy(), peak()
+
+
+def peak():
+    """Tell the most memory that this process has held, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 # ------------------------------------------------------------------------------ what is measured
 
 
-def measure_memory(args):
-    """Measure the peak memory of each method in a process of its own.
+def print_versions(packages):
+    """Print the versions of what is compared.
 
+    :param list[str] packages: names
+    :raises UserError: if one isn't installed
+    """
+    try:
+        versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
+    except importlib.metadata.PackageNotFoundError as error:
+        install = "pip install --no-deps -r requirements-dev.txt"
+        raise UserError(f"no {error.name} to compare with: {install}") from error
+    print("; ".join([*versions, f"{torch.get_num_threads()} threads"]))
+
+
+def measure_memory(n):
+    """Measure the peak memory of each side in a process of its own.
+
+    :param int n: noisy copies
     :return: figures for the RESULT line
     :rtype: dict
     """
-    n, result = args.samples, {}
+    result = {}
     print(f"{'peak memory, MB':34s} {'loaded':>7s} {'in the end':>11s} {'increase':>9s}")
-    for side, count, at_once in (
-        (Ours, 50, ()), (Ours, n, ()), (Ours, args.most_samples, ()),
-        (Captum, n, ()), (Captum, n, (10,)), (Pair, n, ()),
-    ):  # fmt: skip
-        with open_worker(side, args) as worker:
+    for name, side, *how in (
+        ("ours", Ours, n // 2),
+        ("ours", Ours, n),
+        ("ours", Ours, 50 * n),
+        ("captum", Captum, n),
+        ("captum, 10 at once", Captum, n, 10),
+        ("pair", Pair, n),
+    ):
+        with open_worker(side) as worker:
             loaded = worker.submit(peak).result()
-            end = worker.submit(call, "smoothgrad", count, *at_once).result()[2]
-        name = side.__name__.lower() + "".join(f", {k} at once" for k in at_once)
-        print(f"{f'{name}, n = {count}':34s} {loaded:7,.0f} {end:11,.0f} {end - loaded:9,.0f}")
-        key = f"mb_{name}_{count}".replace(", ", "_").replace(" ", "_")
-        result |= {key: round(end), f"{key}_increase": round(end - loaded)}
+            _, _, end = worker.submit(call, "smoothgrad", *how).result()
+        title = f"{name}, n = {how[0]}"
+        print(f"{title:34s} {loaded:7,.0f} {end:11,.0f} {end - loaded:9,.0f}")
+        key = to_key(f"mb_{name}_{how[0]}")
+        result[key] = round(end)
+        result[f"{key}_increase"] = round(end - loaded)
     return result
 
 
-def compare_maps(workers, n):
+def to_key(name):
+    """Turn the name of a row into a key of the RESULT line."""
+    return name.lower().replace(", ", "_").replace(" ", "_")
+
+
+def compare_maps(ours, captum, pair, n):
     """Correlate each map of the peers with ours of the same definition and the same noise.
 
+    :param concurrent.futures.Executor ours: the process of ours; captum and pair alike
+    :param int n: noisy copies
     :return: figures for the RESULT line
     :rtype: dict
     """
-    ours, captum, pair = workers
-    chunks = {"at_once": 10}
-    signed = {"at_once": 10, "abs": False}
-    smooth = ("smoothgrad", n)
+    on_captum = partial(captum.submit, call, "smoothgrad", n, 10, noise=True)
+    on_ours = partial(ours.submit, call, "smoothgrad", n)
     pairs = {
-        "captum, abs=True = --reduce abs": ((captum, smooth, chunks), (*smooth, "abs")),
-        "captum, abs=False = --reduce signed": ((captum, smooth, signed), (*smooth, "signed")),
+        "captum, abs=True = --reduce abs": (on_captum(), on_ours("abs")),
+        "captum, abs=False = --reduce signed": (on_captum(abs=False), on_ours("signed")),
         "captum, vargrad = --reduce variance": (
-            (captum, smooth, signed | {"kind": "vargrad"}), (*smooth, "variance")),
+            on_captum("vargrad", abs=False), on_ours("variance")),
         "PAIR = --reduce squared --score probability": (
-            (pair, smooth, {}), (*smooth, "squared", "probability")),
+            pair.submit(call, "smoothgrad", n, noise=True), on_ours("squared", "probability")),
         "captum, IntegratedGradients = --method integrated": (
-            (captum, ("integrated", CHUNK), {}), ("integrated",)),
+            captum.submit(call, "integrated", CHUNK), ours.submit(call, "integrated")),
     }  # fmt: skip
     print("\ncorrelation with ours, the noise being the same")
-    found = {}
-    for name, ((peer, args, options), same) in pairs.items():
-        a = peer.submit(call, *args, noise=True, **options).result()[1]
-        b = ours.submit(call, *same).result()[1]
-        found[name] = float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
-        print(f"{name:52s} {found[name]:.7f}")
-    if not min(found.values()) >= EQUAL:
-        sys.exit(f"the maps differ: r is {min(found.values())}, not {EQUAL} or more")
-    return {"r_min": round(min(found.values()), 7)}
+    found = []
+    for name, (theirs, same) in pairs.items():
+        found.append(correlate(theirs.result()[1], same.result()[1]))
+        print(f"{name:52s} {found[-1]:.7f}")
+    if not min(found) >= EQUAL:
+        raise UserError(f"the maps differ: r is {min(found)}, not {EQUAL} or more")
+    return {"r_min": round(min(found), 7)}
 
 
-def compare_guided(args):
+def correlate(a, b):
+    """Correlate two maps, arrays of the same shape."""
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def compare_guided():
     """Compare Guided Backpropagation on a SqueezeNet with random weights.
 
     Its ReLUs are modules that are used once each, and captum gets them not in place, as it needs
@@ -259,14 +317,12 @@ def compare_guided(args):
     :rtype: dict
     """
     from captum.attr import GuidedBackprop
-    from torchvision.models import squeezenet1_1
 
     torch.manual_seed(0)
-    plain, x = squeezenet1_1(weights=None).eval(), read_photo(args.image, 256, 224)
-    network = fold(plain, x).requires_grad_(False)
-    gradient = partial(smoothgrad.input_gradient, network)
-    ours = smoothgrad.guided_backprop(gradient, x, torch.tensor([0]))
-    plain = copy.deepcopy(plain)
+    network, *_ = load_torchvision("squeezenet1_1", classes=1000)
+    plain = copy.deepcopy(network.eval())
+    x = read_photo(PHOTO, Peer().classifier)
+    ours = smoothgrad.guided_backprop(fold(network, x), x, torch.tensor([0]))
     for module in plain.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
@@ -278,13 +334,12 @@ def compare_guided(args):
     return {"guided_difference": difference}
 
 
-def measure_time(workers, args):
-    """Let all take turns.
+def measure_time(ours, captum, pair, n, rounds):
+    """Let ours and the peers take turns; parameters as of :func:`compare_maps`.
 
     :return: figures for the RESULT line
     :rtype: dict
     """
-    (ours, captum, pair), n, result = workers, args.samples, {}
     calls = {  # each peer is measured against ours of the same definition, the last one above it
         "ours": (ours, "smoothgrad", n),
         "captum, default": (captum, "smoothgrad", n),
@@ -295,62 +350,117 @@ def measure_time(workers, args):
         "captum, IG": (captum, "integrated"),
         "captum, IG, 8 at once": (captum, "integrated", CHUNK),
     }
+    return take_turns(calls, rounds, f"seconds, n = {n}, IG {STEPS} steps")
+
+
+def measure_changes(changes, model, n, rounds):
+    """Let ours take turns with itself, one trick or another taken back.
+
+    :param list[str] changes: of CHANGES
+    :param str model: the network
+    :param int n: noisy copies
+    :param int rounds: how often all take turns
+    :return: figures for the RESULT line
+    :rtype: dict
+    """
+    calls = {}
+    for change in ("ours", *changes):
+        worker = open_worker(Ours, change, model=model)
+        calls[change] = (worker, "smoothgrad", n)
+    maps = {name: worker.submit(call, *how).result()[1] for name, (worker, *how) in calls.items()}
+    for name, values in maps.items():
+        r = correlate(values, maps["ours"])
+        if not r >= EQUAL:
+            raise UserError(f"{name}: the map differs: r is {r}, not {EQUAL} or more")
+    return take_turns(calls, rounds, f"{model}, n = {n}")
+
+
+def take_turns(calls, rounds, title):
+    """Time all calls in turn, round after round, and print a table.
+
+    :param dict calls: by name, the worker and what to call in it; each is compared with the last
+        one above it whose name begins with "ours"
+    :param int rounds: how many count, after a first one that warms up memory and kernels
+    :param str title: of the table
+    :return: figures for the RESULT line
+    :rtype: dict
+    """
+    rng = random.Random(0)
     seconds = {name: [] for name in calls}
-    for turn in range(args.rounds + 1):
-        for name, (worker, *how) in calls.items():
-            taken = worker.submit(call, *how).result()[0]
-            if turn:  # the first warms up: memory, kernels
+    for number in range(rounds + 1):
+        for name in rng.sample(list(calls), len(calls)):  # whoever comes first may be slower
+            worker, *how = calls[name]
+            taken, _, _ = worker.submit(call, *how).result()
+            if number:
                 seconds[name].append(taken)
 
     def spread(values):
         return f"({min(values):.2f} - {max(values):.2f})"
 
-    print(f"\n{f'seconds, n = {n}, IG {STEPS} steps':30s} {'median':>7s} {'(min - max)':>16s} "
+    result = {}
+    print(f"\n{title:32s} {'median':>7s} {'(min - max)':>16s} "
           f"{'to ours':>8s} {'(min - max)':>15s}")  # fmt: skip
     for name, times in seconds.items():
-        key = name.replace(", ", "_").replace(" ", "_").lower()
-        line = f"{name:30s} {statistics.median(times):7.2f} {spread(times):>16s}"
-        result[f"seconds_{key}"] = round(statistics.median(times), 3)
+        median = statistics.median(times)
+        line = f"{name:32s} {median:7.2f} {spread(times):>16s}"
+        result[f"seconds_{to_key(name)}"] = round(median, 3)
         if name.startswith("ours"):
             base = times
         else:
             ratios = [a / b for a, b in zip(times, base, strict=True)]
-            line += f" {statistics.median(ratios):8.2f} {spread(ratios):>15s}"
-            result[f"ratio_vs_{key}"] = round(statistics.median(ratios), 2)
+            ratio = statistics.median(ratios)
+            line += f" {ratio:8.2f} {spread(ratios):>15s}"
+            result[f"ratio_vs_{to_key(name)}"] = round(ratio, 3)
         print(line)
     return result
 
 
+# ------------------------------------------------------------------------------------ the script
+
+
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parts = ["memory", "maps", "time"]
-    parser.add_argument("--image", default="sample:coffee", help="a photo, or sample:NAME")
-    parser.add_argument("--samples", type=int, default=100, help="noisy copies per map")
-    parser.add_argument("--most-samples", type=int, default=5000, help="of ours, for the memory")
-    parser.add_argument("--rounds", type=int, default=5, help="how often all take turns")
-    parser.add_argument("--parts", nargs="+", default=parts, choices=parts, help="what to measure")
-    parser.add_argument("--set-up-peers", action="store_true", help="with our memory settings too")
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--samples", type=positive_int, default=100,
+                        help="noisy copies per map (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--rounds", type=positive_int, default=5,
+                        help="how often all take turns (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--changes", nargs="*", choices=CHANGES, metavar="CHANGE",
+                        help="time ours only, with these taken back: "
+                             f"{'; '.join(CHANGES)} (default: all)")  # fmt: skip
+    parser.add_argument("--model", default="efficientnet_lite0", metavar="NAME",
+                        help="for --changes; one of torchvision gets random weights "
+                             "(default: %(default)s)")  # fmt: skip
     return parser
 
 
-def main():
-    """Measure memory, maps and time, and print tables and a RESULT line."""
-    args, result = get_parser().parse_args(), {}
-    for package in ("torch", "captum", "saliency"):
-        print(package, importlib.metadata.version(package), end="; ")
-    print(torch.get_num_threads(), "threads")
-    if "memory" in args.parts:  # first, as a new process may start with the peak of its parent
-        result |= measure_memory(args)
-    workers = [open_worker(side, args) for side in (Ours, Captum, Pair)]
-    if "maps" in args.parts:
-        result |= compare_maps(workers, args.samples) | compare_guided(args)
-    if "time" in args.parts:
-        result |= measure_time(workers, args)
-    for worker in workers:
-        worker.shutdown()
+def main(argv=None):
+    """Measure memory, maps and time, and print tables and a RESULT line.
+
+    :param list[str] argv: the command line; None for sys.argv
+    :return: what the RESULT line holds
+    :rtype: dict
+    """
+    args = get_parser().parse_args(argv)
+    if args.changes is not None:
+        print_versions(["torch"])
+        changes = args.changes or CHANGES
+        result = measure_changes(changes, args.model, args.samples, args.rounds)
+    else:
+        print_versions(["torch", "captum", "saliency"])
+        # First the memory, as a new process may start with the peak of its parent.
+        result = measure_memory(args.samples)
+        workers = [open_worker(side) for side in (Ours, Captum, Pair)]
+        result.update(compare_maps(*workers, args.samples))
+        result.update(compare_guided())
+        result.update(measure_time(*workers, args.samples, args.rounds))
     print("RESULT", json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -11,7 +11,7 @@ that noise and baselines mean what ours mean; TorchRay blurs and masks normalise
 
 As many samples (50 of 15 % noise; captum's 10 at once, which is faster than its default), steps
 (64) and masks (500) for all. TorchRay's RISE, and its extremal perturbation of 800 iterations for
-one area, explain the first --slow photos only.
+one area, explain the first photo only.
 
 On each photo the methods take turns, one at a time, in an order that is drawn for each photo. All
 maps are judged alike, by our network, with the areas of compare_explanations.py. Time is that of
@@ -21,7 +21,6 @@ Before that our max-sensitivity is held against captum's, on the same nudges.
 
 import argparse
 import contextlib
-import importlib.metadata
 import io
 import json
 import multiprocessing
@@ -33,23 +32,22 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare_explanations as compare
-from common.classifiers import Normalise, load_classifier, load_lite0
-from common.deletion import area, blur, probability_curve
+from benchmarks import against_captum
+from benchmarks.against_captum import correlate, print_versions
+from common.classifiers import load_classifier
 from common.device import make_rng, set_up
-from common.errors import HelpFormatter
+from common.errors import UserError, exit_code
 from common.photos import SAMPLES, find_photos, read_photo
-from common.tables import summarise, to_markdown
-from smoothgrad import over_channels
+from smoothgrad import blur, over_channels
 
-SAMPLES_OF_NOISE, STEPS, MASKS = 50, 64, 500  # those of compare_explanations.py
-AT_ONCE = 10  # of captum's samples; 8 of Integrated Gradients
-SLOW = (("TorchRay", "RISE"), ("TorchRay", "extremal perturbation"))
+SAMPLES_OF_NOISE = 50  # this and the next two as in compare_explanations.py
+STEPS = 64
+MASKS = 500
+SLOW = (("TorchRay", "RISE"), ("TorchRay", "extremal perturbation"))  # explain the first photo only
 COLUMNS = {"deletion": "low", "insertion": "high", "CPU seconds": "low", "evaluations": "low"}
 
 
@@ -72,46 +70,45 @@ class Ours:
 
     def explain(self, name, x, target):
         """Rank the pixels of a photo, (1, C, H, W): (H, W)."""
-        return compare.METHODS[name](self.network, x, target, make_rng("cpu", 0, 0))
+        args = argparse.Namespace(methods=[name], seed=0)
+        heat, _, _ = compare.rank_pixels(args, self.network, x, target)[name]
+        return heat
 
 
-class Peer:
+class Peer(against_captum.Peer):
     """What the others have in common: the network as a user has it."""
 
     def __init__(self):
-        network, self.mean, self.std, *_ = load_lite0()
-        self.network = nn.Sequential(Normalise(self.mean, self.std), network).eval()
+        super().__init__()
+        self.network = self.classifier.network
+        self.normalise, self.plain = self.network
 
     def explain(self, name, x, target):
         """Rank the pixels of a photo, (1, C, H, W): (H, W)."""
         torch.manual_seed(0)
         try:
-            return type(self).methods[name](self, x, int(target))
+            heat = type(self).methods[name](self, x, int(target))
         finally:
             self.network.requires_grad_(True)  # TorchRay freezes the network, and leaves it so
+        return heat.detach().float()
 
 
-class Captum(Peer):
+class Captum(Peer, against_captum.Captum):
     """captum, called as its documentation does."""
 
     packages = ("captum",)
 
-    def smoothgrad(self, x, target, signed):
-        """Average the gradient, or its absolute value, over noisy copies."""
-        from captum.attr import NoiseTunnel, Saliency
+    def signed(self, x, target):
+        """Average the gradient over noisy copies."""
+        return over_channels(self.smoothgrad(x, target, SAMPLES_OF_NOISE, 10, abs=False))[0]
 
-        sigma = compare.NOISE * float(x.max() - x.min())
-        return over_channels(NoiseTunnel(Saliency(self.network)).attribute(
-            x, nt_type="smoothgrad", nt_samples=SAMPLES_OF_NOISE, nt_samples_batch_size=AT_ONCE,
-            stdevs=sigma, target=target, abs=not signed))[0]  # fmt: skip
+    def absolute(self, x, target):
+        """Average the gradient's absolute value."""
+        return over_channels(self.smoothgrad(x, target, SAMPLES_OF_NOISE, 10))[0]
 
-    def integrated(self, x, target):
+    def integrate(self, x, target):
         """Integrate from black, by its default rule."""
-        from captum.attr import IntegratedGradients
-
-        found = IntegratedGradients(self.network)
-        found = found.attribute(x, 0, target, n_steps=STEPS, internal_batch_size=8)
-        return over_channels(found)[0].float()
+        return over_channels(self.integrated(x, target, 8, STEPS, "gausslegendre"))[0]
 
     def guided(self, x, target):
         """Guide the ReLUs that are of the type nn.ReLU."""
@@ -122,9 +119,9 @@ class Captum(Peer):
             return over_channels(GuidedBackprop(self.network).attribute(x, target))[0]
 
     methods: ClassVar = {
-        "SmoothGrad signed": lambda self, x, target: self.smoothgrad(x, target, True),
-        "SmoothGrad abs": lambda self, x, target: self.smoothgrad(x, target, False),
-        "Integrated Gradients": integrated,
+        "SmoothGrad signed": signed,
+        "SmoothGrad abs": absolute,
+        "Integrated Gradients": integrate,
         "Guided Backpropagation": guided,
     }
 
@@ -134,17 +131,17 @@ class GradCam(Peer):
 
     packages = ("grad-cam",)
 
-    def cam(self, x, target, kind):
+    def cam(self, x, target, kind="GradCAM"):
         """Weight the last feature maps."""
         import pytorch_grad_cam
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-        layers = [self.network[1].bn2]
-        with getattr(pytorch_grad_cam, kind)(model=self.network, target_layers=layers) as cam:
+        make = getattr(pytorch_grad_cam, kind)
+        with make(model=self.network, target_layers=[self.plain.bn2]) as cam:
             return torch.from_numpy(cam(x, [ClassifierOutputTarget(target)])[0])
 
     methods: ClassVar = {
-        "Grad-CAM": lambda self, x, target: self.cam(x, target, "GradCAM"),
+        "Grad-CAM": cam,
         "Grad-CAM++": lambda self, x, target: self.cam(x, target, "GradCAMPlusPlus"),
         "Layer-CAM": lambda self, x, target: self.cam(x, target, "LayerCAM"),
     }
@@ -159,26 +156,27 @@ class TorchRay(Peer):
         """Weight the last feature maps."""
         from torchray.attribution.grad_cam import grad_cam
 
-        x = self.network[0](x)
-        return grad_cam(self.network[1], x, target, saliency_layer="bn2", resize=True)[0, 0]
+        x = self.normalise(x)
+        return grad_cam(self.plain, x, target, saliency_layer="bn2", resize=True)[0, 0]
 
     def guided(self, x, target):
         """Guide the ReLUs that are torch.relu."""
         from torchray.attribution.guided_backprop import guided_backprop
 
-        return guided_backprop(self.network[1], self.network[0](x), target)[0, 0]
+        return guided_backprop(self.plain, self.normalise(x), target)[0, 0]
 
     def rise(self, x, target):
         """Average random masks."""
         from torchray.attribution.rise import rise
 
-        return rise(self.network[1], self.network[0](x), num_masks=MASKS, batch_size=8)[0, target]
+        return rise(self.plain, self.normalise(x), num_masks=MASKS, batch_size=8)[0, target]
 
     def extremal(self, x, target):
         """Learn one mask of a tenth of the picture that keeps the class."""
         from torchray.attribution.extremal_perturbation import extremal_perturbation
 
-        return extremal_perturbation(self.network[1], self.network[0](x), target)[0][0, 0]
+        masks, _ = extremal_perturbation(self.plain, self.normalise(x), target)
+        return masks[0, 0]
 
     methods: ClassVar = {
         "Grad-CAM": cam,
@@ -188,15 +186,19 @@ class TorchRay(Peer):
     }
 
 
+LIBRARIES = {"ours": Ours, "captum": Captum, "grad-cam": GradCam, "TorchRay": TorchRay}
+
+
 # ------------------------------------------------------------------------ processes of their own
 
 
-def start(side):
+def start(library):
     """Load everything, in the new process, and let it warm up."""
     global SIDE, EVALUATIONS
-    SIDE, EVALUATIONS = side(), []
+    SIDE = LIBRARIES[library]()
+    EVALUATIONS = []
     SIDE.network[1].register_forward_pre_hook(lambda _, x: EVALUATIONS.append(len(x[0])))
-    warm = "gradient" if side is Ours else next(iter(side.methods))
+    warm = "gradient" if library == "ours" else next(iter(SIDE.methods))
     SIDE.explain(warm, torch.rand(1, 3, 224, 224), torch.tensor([0]))
 
 
@@ -204,26 +206,30 @@ def call(name, x, target):
     """Make one map in the library's process.
 
     :return: the map, (H, W); CPU seconds, and the pictures that the network evaluated
-    :rtype: tuple[torch.Tensor, float, int]
+    :rtype: tuple[numpy.ndarray, float, int]
     """
     EVALUATIONS.clear()
     began = time.process_time()
     heat = SIDE.explain(name, x, target)
-    return heat.detach().numpy(), time.process_time() - began, sum(EVALUATIONS)
+    return heat.numpy(), time.process_time() - began, sum(EVALUATIONS)
 
 
-def take_turns(sides, number, slow):
-    """Draw the order of all methods on one photo.
+def take_turns(workers, number, x, target):
+    """Let all methods explain one photo, one at a time, in an order that is drawn.
 
-    :param dict[str, type] sides: the libraries by name
+    :param dict[str, concurrent.futures.Executor] workers: by library
     :param int number: of the photo: the same number, the same order
-    :param bool slow: whether the slowest methods have a turn
-    :return: pairs of library and method
-    :rtype: list[tuple[str, str]]
+    :return: by library and method, as from :func:`call`
+    :rtype: dict[tuple[str, str], tuple[numpy.ndarray, float, int]]
     """
-    turns = [(library, name) for library, side in sides.items() for name in side.methods]
-    turns = [turn for turn in turns if slow or turn not in SLOW]
-    return random.Random(number).sample(turns, len(turns))
+    turns = [(library, name) for library in workers for name in LIBRARIES[library].methods]
+    if number:
+        turns = [turn for turn in turns if turn not in SLOW]
+    random.Random(number).shuffle(turns)
+    return {
+        (library, name): workers[library].submit(call, name, x, target).result()
+        for library, name in turns
+    }
 
 
 # ------------------------------------------------------------------------------ what is measured
@@ -231,12 +237,26 @@ def take_turns(sides, number, slow):
 
 def judge(network, x, target, heat):
     """Measure what a map is worth: deletion and insertion, both fills averaged."""
-    fills, found = (blur(x), x.mean((2, 3), keepdim=True).expand_as(x)), {}
-    for game in ("deletion", "insertion"):
-        curves = [probability_curve(network, x, target, heat, fill, game == "insertion")
-                  for fill in fills]  # fmt: skip
-        found[game] = sum(map(area, curves)) / len(curves)
-    return found
+    fills = {"blur": blur(x), "mean": x.mean((2, 3), keepdim=True).expand_as(x)}
+    found = compare.measure_curves(network, x, target, heat, fills)
+    return {game: found[game] for game in ("deletion", "insertion")}
+
+
+def measure_photo(network, x, target, made):
+    """Measure all maps of one photo.
+
+    :param dict made: as from :func:`take_turns`
+    :return: by "METHOD: LIBRARY", COLUMNS; r, the correlation with our map of the same method
+    :rtype: dict[str, dict]
+    """
+    rows = {}
+    for (library, name), (heat, seconds, evaluations) in made.items():
+        row = judge(network, x, target, torch.from_numpy(heat))
+        row.update({"CPU seconds": seconds, "evaluations": evaluations})
+        if library != "ours" and ("ours", name) in made:
+            row["r"] = correlate(heat, made["ours", name][0])
+        rows[f"{name}: {library}"] = row
+    return rows
 
 
 def compare_sensitivity(network, x, target):
@@ -244,6 +264,7 @@ def compare_sensitivity(network, x, target):
 
     :return: the largest relative difference
     :rtype: float
+    :raises UserError: if they differ
     """
     from captum.metrics import sensitivity_max
 
@@ -252,80 +273,83 @@ def compare_sensitivity(network, x, target):
 
     def explain_all(x):  # captum gives the photo as a tuple, and wants one back
         x = x[0] if isinstance(x, tuple) else x
-        return (torch.stack([explain(one[None]) for one in x]),)
+        return (torch.stack([explain(one.unsqueeze(0)) for one in x]),)
 
     rng = make_rng("cpu", 0)
     nudged = [compare.nudge(x, rng) for _ in range(3)]
     ours = compare.max_sensitivity(explain(x), [explain(one) for one in nudged])
     theirs = sensitivity_max(explain_all, x, lambda _: torch.cat(nudged), n_perturb_samples=3)
-    return abs(ours - float(theirs)) / float(theirs)
+    difference = abs(ours - float(theirs)) / float(theirs)
+    print(f"max-sensitivity: ours differs from captum's by {difference:.1e} of it")
+    if not difference < 1e-4:
+        raise UserError("max-sensitivity differs from captum's")
+    return difference
+
+
+# ------------------------------------------------------------------------------------ the script
+
+
+def report(images):
+    """Print the table.
+
+    :param list[dict] images: of each photo "methods", as from :func:`measure_photo`
+    :return: figures for the RESULT line
+    :rtype: dict
+    """
+    table = compare.summarise(images, [*COLUMNS, "r"])
+    table = dict(sorted(table.items()))  # a method's libraries side by side
+    few = [name for name, row in table.items() if row["deletion"][2] < len(images)]
+    print("\n".join(compare.to_markdown(table, COLUMNS, few)))  # one that had few photos can't win
+    alike = [f"{name} {row['r'][0]:.3f}" for name, row in table.items() if "r" in row]
+    print("correlation with our map of that name:", ", ".join(alike))
+    result = {}
+    for name, row in table.items():
+        key = name.lower().replace(":", "").replace(",", "").replace(" ", "_")
+        for column, (mean, _, _) in row.items():
+            result[f"{column.replace(' ', '_')}_{key}"] = round(mean, 4)
+    return result
 
 
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    samples, libraries = [f"sample:{name}" for name in SAMPLES], list(LIBRARIES)
-    parser.add_argument("--image", nargs="+", default=samples, help="photos or folders of them")
-    parser.add_argument("--every", type=int, default=1, help="take only every so many-th photo")
-    parser.add_argument("--libraries", nargs="+", default=libraries, choices=libraries,
-                        metavar="NAME", help="some of them")  # fmt: skip
-    parser.add_argument("--slow", type=int, default=1, metavar="N",
-                        help="photos, from the first one on, for the slowest methods")  # fmt: skip
-    parser.add_argument("--out", help="write the numbers of all photos to this JSON file")
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--image", nargs="+", metavar="PATH",
+                        default=[f"sample:{name}" for name in SAMPLES],
+                        help="photos or folders of them (default: four samples)")  # fmt: skip
     return parser
 
 
-def main():
-    """Let all take turns on each photo, and print a table and a RESULT line."""
-    args = get_parser().parse_args()
-    for package in ("torch", *(p for name in args.libraries for p in LIBRARIES[name].packages)):
-        print(package, importlib.metadata.version(package), end="; ")
-    print(torch.get_num_threads(), "threads")
-    sides, context = {n: LIBRARIES[n] for n in args.libraries}, multiprocessing.get_context("spawn")
-    workers = {
-        name: ProcessPoolExecutor(1, context, start, (side,)) for name, side in sides.items()
-    }
-    classifier, images, result = load_classifier(), [], {}
+def main(argv=None):
+    """Let all take turns on each photo, and print a table and a RESULT line.
+
+    :param list[str] argv: the command line; None for sys.argv
+    :return: what the RESULT line holds
+    :rtype: dict
+    """
+    args = get_parser().parse_args(argv)
+    print_versions(["torch", *(p for side in LIBRARIES.values() for p in side.packages)])
+    context = multiprocessing.get_context("spawn")
+    workers = {name: ProcessPoolExecutor(1, context, start, (name,)) for name in LIBRARIES}
+    classifier = load_classifier()
     network = classifier.network
-    for number, photo in enumerate(find_photos(args.image)[:: args.every]):
-        x = read_photo(photo, classifier.resize, classifier.size)
+    images = []
+    for number, photo in enumerate(find_photos(args.image)):
+        x = read_photo(photo, classifier)
         with torch.no_grad():
             target = network(x).argmax(1)
-        if "captum" in sides and number == 0:
+        if not images:
             difference = compare_sensitivity(network, x, target)
-            print(f"max-sensitivity: ours differs from captum's by {difference:.1e} of it")
-            if not difference < 1e-4:
-                sys.exit("max-sensitivity differs from captum's")
-            result["sensitivity_difference"] = difference
-        rows, heats = {}, {}
-        for library, name in take_turns(sides, number, number < args.slow):
-            heat, seconds, evaluations = workers[library].submit(call, name, x, target).result()
-            heats[library, name] = heat
-            rows[f"{name}: {library}"] = judge(network, x, target, torch.from_numpy(heat)) | {
-                "CPU seconds": seconds, "evaluations": evaluations}  # fmt: skip
-        for library, name in heats.keys() - {("ours", name) for name in Ours.methods}:
-            if ("ours", name) in heats:
-                pair = heats[library, name].ravel(), heats["ours", name].ravel()
-                rows[f"{name}: {library}"]["r"] = float(np.corrcoef(*pair)[0, 1])
-        images.append({"path": photo, "methods": rows})
-        print(f"{photo}: {sum(row['CPU seconds'] for row in rows.values()):.0f} s", flush=True)
-        if args.out:
-            Path(args.out).write_text(json.dumps(images, indent=1) + "\n")
-    for worker in workers.values():
-        worker.shutdown()
-    table = summarise(images, [*COLUMNS, "r"])
-    table = dict(sorted(table.items()))  # a method's libraries side by side
-    few = [name for name, row in table.items() if row["deletion"][2] < len(images)]
-    print("\n".join(to_markdown(table, COLUMNS, few)))  # one that had few photos can't win
-    alike = [f"{name} {row['r'][0]:.3f}" for name, row in table.items() if "r" in row]
-    print("correlation with our map of that name:", ", ".join(alike) or "none")
-    for name, row in table.items():
-        key = name.lower().replace(":", "").replace(",", "").replace(" ", "_")
-        result |= {f"{c.replace(' ', '_')}_{key}": round(v[0], 4) for c, v in row.items()}
+        made = take_turns(workers, number, x, target)
+        images.append({"methods": measure_photo(network, x, target, made)})
+        print(f"{photo}: {sum(s for _, s, _ in made.values()):.0f} s", flush=True)
+    result = {"sensitivity_difference": difference, **report(images)}
     print("RESULT", json.dumps(result))
+    return result
 
-
-LIBRARIES = {"ours": Ours, "captum": Captum, "grad-cam": GradCam, "TorchRay": TorchRay}
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -7,7 +7,8 @@ iterations of Adam with learning rate 0.1, clamped to [0, 1]; 0.01 mean|1 - m|, 
 the class's probability; the reference is a median filter of 11 pixels; noise of 0.2 (in units of
 the normalised picture) in the first channel alone, which is what ``cv2.randn`` makes of a scalar.
 
-(B) Ours on (A)'s objective, with (A)'s noise. (C) explain_perturb.py with its defaults.
+(B) (A)'s objective and noise with the maps, the step size and the faster classifier of ours: 30
+steps of two pictures. (C) explain_perturb.py with its defaults.
 
 (D) TorchRay's extremal perturbation, where it is installed; it is timed over a part of its 800
 iterations, and scaled up.
@@ -21,7 +22,6 @@ import json
 import statistics
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +31,29 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import explain_perturb
-from benchmarks.perturbation_quality import AREAS, learn, measure_areas
+from benchmarks.perturbation_quality import AREAS, explain, measure_areas, read_photos
 from common.classifiers import load_classifier, load_lite0
 from common.device import make_rng, set_up
-from common.errors import HelpFormatter
-from common.masks import total_variation
-from common.photos import find_photos, read_photo
 
-L1, L2, BETA, NOISE, ITERATIONS = 0.01, 0.2, 3, 0.2, 500
-MEAN, STD = 127 / 255, 128 / 255  # of the classifier's normalisation
+SIDE = 28  # cells
+L1 = 0.01
+L2 = 0.2
+BETA = 3
+NOISE = 0.2
+ITERATIONS = 500
+MEAN = 127 / 255  # of the classifier's normalisation
+STD = 128 / 255
+TORCHRAY_ITERATIONS = 800
+NAMES = {  # in the RESULT line, and in the table
+    "port": "port",
+    "ours_port_objective": "ours, port's objective",
+    "ours_defaults": "ours, defaults",
+    "TorchRay": "TorchRay",
+}
+COLUMNS = ("objective", "left", "deleted", *AREAS)
+
+
+# ------------------------------------------------------------------------- the port's objective
 
 
 def median(x):
@@ -47,118 +61,204 @@ def median(x):
     return torch.from_numpy(median_filter(x.numpy(), (1, 1, 11, 11), mode="nearest"))
 
 
+def upsample(m):
+    """Enlarge a mask, (28, 28), to (1, 1, 224, 224), by torch.nn.UpsamplingBilinear2d."""
+    return F.interpolate(m.view(1, 1, SIDE, SIDE), (224, 224), mode="bilinear", align_corners=True)
+
+
 def port_terms(m):
-    """Give the port's regularisation of masks, (..., 28, 28) to (...)."""
-    return L1 * (1 - m).abs().mean((-2, -1)) + L2 * total_variation(m, BETA)
+    """Return the port's regularisation of a mask, (28, 28)."""
+    area = (1 - m).abs().mean()
+    return L1 * area + L2 * explain_perturb.total_variation(m, BETA)
 
 
-def port(model, x, target, seed):
+class PortObjective:
+    """The port's objective for the faster classifier, whose pixels are in [0, 1].
+
+    :param torch.nn.Module network: from pixels to logits
+    :param Photo photo: to explain
+    :param torch.Generator rng: for the noise
+    """
+
+    def __init__(self, network, photo, rng):
+        self.network = network
+        self.x = photo.x
+        self.reference = median(photo.x)
+        self.target = photo.target
+        self.rng = rng
+
+    def draw_noise(self, count):
+        """Draw noise for some pictures, in the first channel alone, (count, 3, 224, 224)."""
+        noise = torch.zeros(count, *self.x.shape[1:])
+        noise[:, 0] = torch.randn(noise[:, 0].shape, generator=self.rng) * NOISE * STD
+        return noise
+
+    def probabilities(self, m, noise):
+        """Return the class's probability under a mask, (28, 28), and each noise, (N,)."""
+        z = torch.lerp(self.reference, self.x, upsample(m)) + noise
+        logits = self.network(z.contiguous(memory_format=torch.channels_last))
+        return logits.softmax(1)[:, self.target]
+
+    def __call__(self, m, count):
+        """Return the objective of a mask, averaged over ``count`` draws of the noise."""
+        return port_terms(m) + self.probabilities(m, self.draw_noise(count)).mean()
+
+
+@torch.no_grad()
+def judge(network, photo, m):
+    """Measure a mask, (28, 28), of the port's kind.
+
+    :return: figures by name
+    :rtype: dict
+    """
+    objective = PortObjective(network, photo, make_rng("cpu", 1))
+    values = [float(objective(m, 8)) for _ in range(25)]
+    clean = objective.probabilities(m, torch.zeros(1))
+    return {
+        "objective": float(np.mean(values)),
+        "left": float(clean) / photo.probability,
+        "deleted": float(1 - m.mean()),
+    }
+
+
+# -------------------------------------------------------------------------- who minimises what
+
+
+def port(model, photo, seed):
     """Learn a mask as the port does.
 
+    :param torch.nn.Module model: from normalised pixels to logits
     :return: (28, 28)
     :rtype: torch.Tensor
     """
     rng = np.random.default_rng(seed)
-    x, r = ((v - MEAN) / STD for v in (x, median(x)))
-    m = torch.ones(1, 1, 28, 28, requires_grad=True)
-    upsample = torch.nn.UpsamplingBilinear2d(size=x.shape[-2:])
+    x = (photo.x - MEAN) / STD
+    reference = (median(photo.x) - MEAN) / STD
+    m = torch.ones(SIDE, SIDE, requires_grad=True)
     optimizer = torch.optim.Adam([m], lr=0.1)
     for _ in range(ITERATIONS):
         large = upsample(m).expand(1, 3, -1, -1)
-        noise = np.zeros((*x.shape[-2:], 3), np.float32)
-        noise[..., 0] = rng.normal(0, NOISE, noise.shape[:2])
-        z = x * large + r * (1 - large) + torch.from_numpy(noise.transpose(2, 0, 1))[None]
-        loss = port_terms(m[0, 0]) + model(z).softmax(1)[0, target]
+        noise = np.zeros((224, 224, 3), np.float32)
+        noise[..., 0] = rng.normal(0, NOISE, (224, 224))
+        z = x * large + reference * (1 - large) + torch.from_numpy(noise.transpose(2, 0, 1))
+        loss = port_terms(m) + model(z).softmax(1)[0, photo.target]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         m.data.clamp_(0, 1)
-    return m.detach()[0, 0]
+    return m.detach()
 
 
-class PortGame(explain_perturb.Game):
-    """The port's objective, for our optimiser and for our faster classifier."""
-
-    def draw(self, rng, progress=1.0):
-        """Draw noise in the first channel alone."""
-        draw = super().draw(rng, progress)
-        noise = torch.zeros(len(self.keeps), *self.x.shape[1:])
-        noise[:, 0] = torch.randn(noise[:, 0].shape, generator=rng) * NOISE * STD
-        return draw._replace(noise=noise)
-
-    def objective(self, theta, draw):
-        """Compute the port's objective, averaged over the draws of noise."""
-        m = self.regions(theta, None)
-        return port_terms(m)[:, 0] + self.scores(m, draw).mean()
-
-    def scores(self, m, draw):
-        """Give the class's probability under each draw."""
-        large = 1 - F.interpolate(1 - m, self.x.shape[-2:], mode="bilinear", align_corners=True)
-        z = torch.lerp(self.reference, self.x, large) + draw.noise
-        logits = self.network(z.contiguous(memory_format=torch.channels_last))
-        return logits.softmax(1)[:, self.target[0]]
-
-    @torch.no_grad()
-    def value(self, m, seed=1):
-        """Average the objective of a mask, (28, 28), over 200 draws; and give the clean one."""
-        rng, terms = make_rng("cpu", seed), port_terms(m)
-        count = -(-200 // len(self.keeps))
-        noisy = torch.cat([self.scores(m[None, None], self.draw(rng)) for _ in range(count)])
-        clean = self.scores(m[None, None], self.draw(rng)._replace(noise=torch.zeros(1)))
-        return float(terms + noisy.mean()), float(clean[0])
-
-
-def ours_on_port(network, x, target, iterations, pictures):
-    """Minimise the port's objective with our optimiser.
+def ours_on_port(network, photo, steps=30, pictures=2):
+    """Minimise the port's objective as explain_perturb.py minimises its own.
 
     :return: (28, 28)
     :rtype: torch.Tensor
     """
-    args = explain_perturb.get_parser().parse_args(["--regularizer", "tv", "--lr", "0.3"])
-    vars(args).update(iterations=iterations, pictures=pictures)
-    game = PortGame(network, x, median(x), torch.tensor([target]), args)
-    theta = game.start()
-    theta[..., : 28 * 28] = 1  # as the port, rather from a photo that is there than from a blur
-    for _ in explain_perturb.optimise(game, theta, args, make_rng("cpu", 0)):
-        pass
-    return game.regions(theta.detach(), None)[0, 0]
+    objective = PortObjective(network, photo, make_rng("cpu", 0))
+    maps = explain_perturb.start_maps(1, 1, SIDE, "cpu")
+    maps[0].data.fill_(1)  # as the port, rather from a photo that is there than from its blur
+    optimizer = torch.optim.Adam(maps, 0.3, betas=(0.8, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        m = explain_perturb.sum_levels(maps).sigmoid()[0, 0]
+        optimizer.zero_grad()
+        objective(m, pictures).backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        return explain_perturb.sum_levels(maps).sigmoid()[0, 0]
 
 
-def ours(network, x, target):
-    """Explain one photo with the script's defaults.
-
-    :return: the mask, a ranking of the pixels, the masked photo, facts
-    :rtype: tuple
-    """
-    args = explain_perturb.get_parser().parse_args([])
-    game, theta, _ = learn(network, x, torch.tensor([target]), args)
-    before = float(network(x).softmax(1)[0, target])
-    return explain_perturb.find_answer(game, 0, theta, before)
-
-
-def torchray(model, x, target, iterations):
+def torchray(model, photo, iterations):
     """Run TorchRay's extremal perturbation for four areas, one after the other.
 
-    :return: a ranking of the pixels, (H, W): the mean of the masks
+    :return: a ranking of the pixels, (224, 224): the mean of the masks
     :rtype: torch.Tensor
     """
     from torchray.attribution.extremal_perturbation import extremal_perturbation
 
-    masks = extremal_perturbation(model, (x - MEAN) / STD, target, max_iter=iterations,
-                                  areas=[0.05, 0.1, 0.2, 0.4])[0]  # fmt: skip
+    x = (photo.x - MEAN) / STD
+    areas = [0.05, 0.1, 0.2, 0.4]
+    masks, _ = extremal_perturbation(model, x, photo.target, max_iter=iterations, areas=areas)
     return masks.mean((0, 1))
+
+
+def take_turns(network, model, photo, number, iterations):
+    """Let all explain one photo.
+
+    :param torch.nn.Module network: ours, from pixels to logits
+    :param torch.nn.Module model: the plain one, from normalised pixels to logits
+    :param int number: of the photo, for the port's noise
+    :param int iterations: of TorchRay; 0 leaves it out
+    :return: by method its figures
+    :rtype: dict[str, dict]
+    """
+    rows = {}
+    for name, learn in (
+        ("port", lambda: port(model, photo, number)),
+        ("ours_port_objective", lambda: ours_on_port(network, photo)),
+    ):
+        began = time.perf_counter()
+        m = learn()
+        seconds = time.perf_counter() - began
+        ranking = upsample(1 - m)[0, 0]
+        areas = measure_areas(network, photo.x, photo.target, ranking)
+        rows[name] = {
+            "seconds": seconds,
+            **judge(network, photo, m),
+            **dict(zip(AREAS, areas, strict=True)),
+        }
+    ((_, rows["ours_defaults"]),) = explain(network, [photo], explain_perturb.Settings())
+    if iterations:
+        began = time.perf_counter()
+        ranking = torchray(model, photo, iterations)
+        seconds = (time.perf_counter() - began) * TORCHRAY_ITERATIONS / iterations
+        areas = measure_areas(network, photo.x, photo.target, ranking)
+        rows["TorchRay"] = {"seconds": seconds, **dict(zip(AREAS, areas, strict=True))}
+    return rows
+
+
+# ------------------------------------------------------------------------------------- the script
+
+
+def report(rows):
+    """Print the table.
+
+    :param list[dict] rows: of each photo, as from :func:`take_turns`
+    :return: what the RESULT line holds: means over the photos, and medians of the ratios
+    :rtype: dict
+    """
+    widths = {column: max(9, len(column)) for column in COLUMNS}
+    header = "".join(f" {column:>{width}s}" for column, width in widths.items())
+    print(f"\n{'':24s} {'s':>6s} {'ratio':>6s}{header}")
+    result = {"photos": len(rows)}
+    for key in rows[0]:
+        seconds = [row[key]["seconds"] for row in rows]
+        ratio = statistics.median(row["port"]["seconds"] / row[key]["seconds"] for row in rows)
+        result[f"ratio_{key}"] = round(ratio, 2)
+        line = f"{NAMES[key]:24s} {statistics.median(seconds):6.1f} {ratio:6.2f}"
+        for column, width in widths.items():
+            cell = ""
+            if column in rows[0][key]:
+                mean = float(np.mean([row[key][column] for row in rows]))
+                result[f"{column}_{key}"] = round(mean, 4)
+                cell = f"{mean:.4f}"
+            line += f" {cell:>{width}s}"
+        print(line)
+    return result
 
 
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     samples = ["sample:coffee", "sample:cat", "sample:rocket"]
-    parser.add_argument("--image", nargs="+", default=samples, help="photos or folders of them")
-    parser.add_argument("--every", type=int, default=1, help="take only every so many-th photo")
-    parser.add_argument("--iterations", type=int, default=30, help="(B): steps")
-    parser.add_argument("--pictures", type=int, default=2, help="(B): pictures in a step")
+    parser.add_argument("--image", nargs="+", default=samples, metavar="PATH",
+                        help="photos or folders of them (default: three samples)")  # fmt: skip
     parser.add_argument("--torchray", type=int, default=0, metavar="ITERATIONS",
-                        help="(D): of its 800; 0 leaves it out")  # fmt: skip
+                        help="(D): of its 800; 0 leaves it out (default: %(default)s)")  # fmt: skip
     return parser
 
 
@@ -166,58 +266,16 @@ def main():
     """Let all take turns on each photo, and print a table and a RESULT line."""
     args = get_parser().parse_args()
     set_up(False, 0)
-    classifier, rows = load_classifier(), {}
-    network = classifier.network
+    classifier = load_classifier()
     # The same network as a port loads it: BatchNorm not folded, channels first.
     model = load_lite0()[0].eval().requires_grad_(False)
-    for number, photo in enumerate(find_photos(args.image)[:: args.every]):
-        x = read_photo(photo, classifier.resize, classifier.size)
-        before, y = network(x).softmax(1).max(1)
-        target = int(y)
-        settings = explain_perturb.get_parser().parse_args([])
-        judge = PortGame(network, x, median(x), y, settings)
-        turns = {
-            "port": partial(port, model, x, target, number),
-            "ours, port's objective": partial(
-                ours_on_port, network, x, target, args.iterations, args.pictures),
-            "ours, defaults": partial(ours, network, x, target),
-        }  # fmt: skip
-        if args.torchray:
-            turns["TorchRay"] = partial(torchray, model, x, target, args.torchray)
-        for name, turn in turns.items():
-            began = time.perf_counter()
-            found = turn()
-            seconds = time.perf_counter() - began
-            row = [np.nan] * 3
-            if name == "ours, defaults":
-                _, found, _, facts = found
-                row = [np.nan, facts["probability_after"], facts["area"]]
-            elif name == "TorchRay":
-                seconds *= 800 / args.torchray
-            else:
-                row = [*judge.value(found), float(1 - found.mean())]
-                found = F.interpolate(1 - found[None, None], x.shape[-2:], mode="bilinear")[0, 0]
-            row[1] /= float(before)
-            row += measure_areas(network, x, target, found)
-            rows.setdefault(name, []).append([seconds, *row])
-            print(f"{photo:40s} {name:24s} {seconds:6.1f} s", flush=True)
-
-    print(f"\n{'':24s} {'s':>6s} {'ratio':>6s} {'objective':>9s} {'left':>6s} {'deleted':>7s}"
-          f" {'del. blur':>9s} {'ins. blur':>9s} {'del. grey':>9s} {'ins. grey':>9s}")  # fmt: skip
-    result = {"photos": len(rows["port"])}
-    for name, values in rows.items():
-        seconds = [row[0] for row in values]
-        ratio = statistics.median(p[0] / s for p, s in zip(rows["port"], seconds, strict=True))
-        mean = np.mean(values, 0)
-        numbers = f"{mean[1]:9.4f} {mean[2]:6.1%} {mean[3]:7.1%}"
-        numbers += "".join(f" {v:9.3f}" for v in mean[4:])
-        print(f"{name:24s} {statistics.median(seconds):6.1f} {ratio:6.2f} {numbers}")
-        key = name.replace(",", "").replace("'s", "").replace(" ", "_")
-        result[f"ratio_{key}"] = round(ratio, 2)
-        names = ("objective", "left", "deleted", *AREAS)
-        result |= {f"{k}_{key}": round(float(v), 4)
-                   for k, v in zip(names, mean[1:], strict=True) if v == v}  # fmt: skip
-    print("RESULT", json.dumps(result))
+    rows = []
+    for number, photo in enumerate(read_photos(args.image, classifier)):
+        row = take_turns(classifier.network, model, photo, number, args.torchray)
+        for key, found in row.items():
+            print(f"{photo.name:30s} {NAMES[key]:24s} {found['seconds']:6.1f} s", flush=True)
+        rows.append(row)
+    print("RESULT", json.dumps(report(rows)))
 
 
 if __name__ == "__main__":

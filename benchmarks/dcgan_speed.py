@@ -4,11 +4,12 @@
 
 (A) the copied loop: a DataLoader with two workers over torchvision's dataset of PIL pictures,
 nn.Linear, channels first, Adam as it comes, three .item() a step, and D's gradients computed once
-more in the generator step. (B) ours: train() of train_dcgan.py as it is.
+more in the generator step. (B) ours: train_step() and update_ema() of train_dcgan.py, on batches
+that are slices of one tensor.
 
 Both train in turn, round after round in one process, so that a machine that slows down slows down
 both. The ratio is taken within each round; its median is what counts. Our memory settings
-(common/device.py, keep_memory) hold for the whole process, so (A) gains from them as well;
+(keep_memory in common/fast.py) hold for the whole process, so (A) gains from them as well;
 --plain-memory leaves them out for both.
 """
 
@@ -29,35 +30,50 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common.device
 import train_dcgan
 from common.data import load_dataset, open_with_torchvision
-from common.errors import HelpFormatter
-from common.layers import Linear
+from common.device import make_rng
+from common.fast import FastLinear
 
 CHANGES = ("nn.Linear", "channels first", "unfused Adam", "D not frozen for G",
-           "biases before BatchNorm", "no EMA", "torch.compile", "bfloat16")  # fmt: skip
+           "biases before BatchNorm", "no EMA", "bfloat16")  # fmt: skip
 
 
-def make_networks(device, memory_format):
-    """Build G and D as train_dcgan.py does."""
+def make_networks(args, device):
+    """Build G and D as train_dcgan.py does, always with the same weights."""
     torch.manual_seed(0)
-    networks = train_dcgan.Generator(), train_dcgan.Discriminator()
-    return [n.apply(train_dcgan.init_weights).to(device, memory_format=memory_format)
-            for n in networks]  # fmt: skip
+    generator, discriminator = train_dcgan.make_networks(args, channels=1)
+    return generator.to(device), discriminator.to(device)
 
 
-def copied_loop(pictures, batch, device):
+def use_plain_linear(networks):
+    """Let linear layers multiply as nn.Linear does."""
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, FastLinear):
+                module.__class__ = nn.Linear
+
+
+def add_biases(networks):
+    """Give the layers before a BatchNorm the biases that it subtracts again."""
+    for network in networks:
+        for module in network.modules():
+            if getattr(module, "bias", 0) is None:
+                n = module.weight.shape[1 if isinstance(module, nn.ConvTranspose2d) else 0]
+                module.bias = nn.Parameter(torch.zeros(n, device=module.weight.device))
+
+
+def copied_loop(pictures, args, device):
     """Build the loop that people copy.
 
     :return: a function that trains n batches and returns the seconds that they took
     :rtype: Callable[[int], float]
     """
-    generator, discriminator = make_networks(device, torch.contiguous_format)
-    for module in (*generator, *discriminator):
-        if isinstance(module, Linear):
-            module.__class__ = nn.Linear
-    g_optimizer, d_optimizer = (
-        torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
-        for network in (generator, discriminator)
-    )
+    batch = args.batch_size
+    generator, discriminator = make_networks(args, device)
+    use_plain_linear([generator, discriminator])
+    generator.to(memory_format=torch.contiguous_format)
+    discriminator.to(memory_format=torch.contiguous_format)
+    g_optimizer = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
     loader = DataLoader(
         pictures, batch, shuffle=True, num_workers=2, drop_last=True,
         pin_memory=device.type == "cuda",
@@ -92,38 +108,43 @@ def copied_loop(pictures, batch, device):
     return run
 
 
-def our_loop(images, batch, device, change=None):
-    """Wrap train() of train_dcgan.py in the same way.
+def our_loop(images, args, device, change=None):
+    """Build the loop of train() in train_dcgan.py, of any number of batches.
 
     :param str change: one of CHANGES, for what to add or to take back; None for ours as it is
+    :return: as for :func:`copied_loop`
+    :rtype: Callable[[int], float]
     """
-    layout = torch.contiguous_format if change == "channels first" else torch.channels_last
-    generator, discriminator = networks = make_networks(device, layout)
-    args = train_dcgan.get_parser().parse_args([])
-    vars(args).update(batch_size=batch, amp=change == "bfloat16")
-    for module in (m for network in networks for m in network.modules()):
-        if change == "nn.Linear" and isinstance(module, Linear):
-            module.__class__ = nn.Linear
-        if change == "biases before BatchNorm" and getattr(module, "bias", 0) is None:
-            n = module.weight.shape[isinstance(module, nn.ConvTranspose2d)]
-            module.bias = nn.Parameter(torch.zeros(n, device=device))
+    generator, discriminator = networks = make_networks(args, device)
+    if change == "nn.Linear":
+        use_plain_linear(networks)
+    if change == "biases before BatchNorm":
+        add_biases(networks)
+    if change == "channels first":
+        for network in networks:
+            network.to(memory_format=torch.contiguous_format)
     if change == "D not frozen for G":
         discriminator.requires_grad_ = lambda _: discriminator
-    ema = copy.deepcopy(generator)
-    optimizers = [train_dcgan.make_optimizer(n, args) for n in networks]
+    optimizers = [train_dcgan.make_optimizer(network, args) for network in networks]
     if change == "unfused Adam":
         for optimizer in optimizers:
             optimizer.param_groups[0]["fused"] = False
-    if change == "torch.compile":
-        networks = [torch.compile(n) for n in networks]
-    images, update_ema = images.to(device), train_dcgan.update_ema
+    ema = copy.deepcopy(generator)
+    images = images.to(device)
+    rng = make_rng(device, 0)
+    amp = change == "bfloat16"
 
     def run(n):
-        progress = {"done": 0, "totals": [0.0] * 4}
-        train_dcgan.update_ema = (lambda *_: None) if change == "no EMA" else update_ema
         started = time.perf_counter()
-        train_dcgan.train(*networks, ema, *optimizers, images, args,
-                          lambda: progress["done"] == n, progress, 1)  # fmt: skip
+        order = torch.randperm(len(images)).to(device)
+        totals = torch.zeros(4, device=device)
+        for chosen in order.split(args.batch_size)[:n]:
+            real = images[chosen].float().div_(255)
+            z = train_dcgan.draw_z(args.batch_size, args, rng)
+            totals += train_dcgan.train_step(generator, discriminator, *optimizers, real, z, amp)
+            if change != "no EMA":
+                train_dcgan.update_ema(ema, generator, args.ema)
+        totals.tolist()  # waits for the GPU
         return time.perf_counter() - started
 
     return run
@@ -131,7 +152,9 @@ def our_loop(images, batch, device, change=None):
 
 def get_parser():
     """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     datasets = ("mnist", "fashion", "emnist")
     parser.add_argument("--dataset", default="mnist", choices=datasets, help="what to train on")
     parser.add_argument("--data-dir", default="data", help="where it is")
@@ -145,42 +168,55 @@ def get_parser():
     return parser
 
 
-def main():
-    """Time both loops in turn, and print a table and a RESULT line."""
-    args = get_parser().parse_args()
-    if args.plain_memory:
-        common.device.keep_memory = lambda: None
-    device = common.device.set_up(args.cuda, seed=0)
-    images = load_dataset(args.dataset, args.data_dir, split="mnist").images
-    pictures = open_with_torchvision(args.dataset, args.data_dir, "train", "mnist")
-    pictures.transform = transforms.ToTensor()
-    loops = {"copied": copied_loop(pictures, args.batch_size, device)}
-    loops["ours"] = our_loop(images, args.batch_size, device)
-    for change in args.changes or ():
-        loops[change] = our_loop(images, args.batch_size, device, change)
-    for run in loops.values():
-        run(3)  # warm up: memory, kernels, compilation
-    seconds = {name: [] for name in loops}
-    for _ in range(args.rounds):
-        for name, run in loops.items():
-            seconds[name].append(run(args.batches))
+def report(seconds, count):
+    """Print the table and the RESULT line.
 
+    :param dict seconds: by loop, its time in each round
+    :param int count: images in a round
+    """
     print(
         f"\n{'loop':24s} {'images/s':>9s} {'(min - max)':>15s} {'ratio':>6s} {'(min - max)':>13s}"
     )
-    count, result = args.batches * args.batch_size, {}
+    result = {}
     for name, times in seconds.items():
         speeds = sorted(count / t for t in times)
         ratios = sorted(a / b for a, b in zip(seconds["copied"], times, strict=True))
+        speed = statistics.median(speeds)
         ratio = statistics.median(ratios)
-        print(f"{name:24s} {statistics.median(speeds):9,.0f} "
+        print(f"{name:24s} {speed:9,.0f} "
               f"{f'({speeds[0]:,.0f} - {speeds[-1]:,.0f})':>15s} {ratio:6.2f} "
               f"{f'({ratios[0]:.2f} - {ratios[-1]:.2f})':>13s}")  # fmt: skip
         key = name.replace(" ", "_")
-        result |= {f"images_per_second_{key}": round(statistics.median(speeds), 1)}
-        result |= {f"ratio_{key}": round(ratio, 3)}
-    result.pop("ratio_copied")
+        result[f"images_per_second_{key}"] = round(speed, 1)
+        if name != "copied":
+            result[f"ratio_{key}"] = round(ratio, 3)
     print("RESULT", json.dumps(result))
+
+
+def main():
+    """Time both loops in turn, and print a table and a RESULT line."""
+    options = get_parser().parse_args()
+    if options.plain_memory:
+        common.device.keep_memory = lambda: None
+    device = common.device.set_up(options.cuda, seed=0)
+    images = load_dataset(options.dataset, options.data_dir, split="mnist").images
+    pictures = open_with_torchvision(options.dataset, options.data_dir, "train", "mnist")
+    pictures.transform = transforms.ToTensor()
+    if options.batches > len(images) // options.batch_size - 1:
+        sys.exit(f"error: {len(images)} images are too few: lower --batches")
+    # The settings of train_dcgan.py: its defaults, but for the size of a batch.
+    args = train_dcgan.get_parser().parse_args(["--batch-size", str(options.batch_size)])
+    loops = {"copied": copied_loop(pictures, args, device)}
+    loops["ours"] = our_loop(images, args, device)
+    for change in options.changes or ():
+        loops[change] = our_loop(images, args, device, change)
+    for run in loops.values():
+        run(3)  # warm up: memory, kernels
+    seconds = {name: [] for name in loops}
+    for _ in range(options.rounds):
+        for name, run in loops.items():
+            seconds[name].append(run(options.batches))
+    report(seconds, options.batches * options.batch_size)
 
 
 if __name__ == "__main__":

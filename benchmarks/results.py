@@ -34,6 +34,16 @@ RECORD = ROOT / "results" / "metrics.json"
 COMMENT = re.compile(r"<!-- (\S+)\n(.*?)-->", re.DOTALL)
 
 
+# ------------------------------------------------------------------------- what the pages promise
+
+
+def read_commands(text):
+    """List the commands in a page's blocks of shell, each a list of words."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
 def read_page(text):
     """Find what a page promises.
 
@@ -43,22 +53,25 @@ def read_page(text):
     :rtype: list[dict]
     :raises ValueError: if no command of the page has the comment's name
     """
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    commands = [shlex.split(line, comments=True) for line in lines]
-    found = []
+    commands = read_commands(text)
+    promises = []
     for section in re.split(r"^(?=#)", text, flags=re.MULTILINE):
         for name, body in COMMENT.findall(section):
             command = next((words for words in commands if name in words), None)
             if command is None:
                 raise ValueError(f"no command makes {name}")
-            files, values = (
-                dict(re.findall(rf"^(\S+) {mark} (.+)$", body, re.MULTILINE))
-                for mark in ("->", "=")
-            )
-            found.append({"name": name, "command": command, "files": files, "values": values,
-                          "section": COMMENT.sub("", section)})  # fmt: skip
-    return found
+            promise = {
+                "name": name,
+                "command": command,
+                "files": dict(re.findall(r"^(\S+) -> (.+)$", body, re.MULTILINE)),
+                "values": dict(re.findall(r"^(\S+) = (.+)$", body, re.MULTILINE)),
+                "section": COMMENT.sub("", section),
+            }
+            promises.append(promise)
+    return promises
+
+
+# -------------------------------------------------------------------------- what the pages say
 
 
 def look_up(record, path):
@@ -79,9 +92,12 @@ def write_like(value, text):
     number = re.fullmatch(r"[\d,]+\.?(\d*)(e-?\d+)?( ?%)?", text)
     if not number:
         return str(value)
-    digits, power, percent = len(number[1]), number[2], number[3] or ""
-    value = value * 100 if percent else value
-    return f"{value:.{digits}e}" if power else f"{value:,.{digits}f}{percent}"
+    digits = len(number[1])
+    if number[2]:
+        return f"{value:.{digits}e}"
+    if number[3]:
+        return f"{100 * value:,.{digits}f}{number[3]}"
+    return f"{value:,.{digits}f}"
 
 
 def differences(promises, record):
@@ -94,44 +110,76 @@ def differences(promises, record):
     """
     found = []
     for promise in promises:
-        name, values = promise["name"], record.get(promise["name"], {})
+        name = promise["name"]
+        values = record.get(name, {})
         for path, text in promise["values"].items():
+            as_a_word = rf"(?<![\d.,]){re.escape(text)}(?![\d]|[.,]\d)"
             if path not in values:
                 found.append(f"{name}: {path} was never recorded: run make results")
             elif write_like(values[path], text) != text:
                 found.append(f"{name}: {path} is {values[path]}, the text says {text}")
-            elif not re.search(rf"(?<![\d.,]){re.escape(text)}(?![\d]|[.,]\d)", promise["section"]):
+            elif not re.search(as_a_word, promise["section"]):
                 found.append(f"{name}: {path} is {text}, which its section doesn't say")
     return found
 
 
+# ----------------------------------------------------------------------------- making it again
+
+
+def run_script(name, words):
+    """Run a script that writes a run folder, or go on with a run that was stopped.
+
+    :param str name: the folder
+    :param list[str] words: the command, from the script on
+    """
+    folder = ROOT / name
+    if (folder / "checkpoint.pt").is_file() or (folder / "records").is_dir():
+        words = [words[0], "--resume", name]
+    print("runs    ", shlex.join(words), flush=True)
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+
+
+def run_benchmark(words, path):
+    """Run a benchmark, and keep its RESULT line in a file.
+
+    :param list[str] words: the command, from the script on
+    :param pathlib.Path path: the file
+    """
+    print("runs    ", shlex.join(words), flush=True)
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    print(done.stdout)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+
+
 def make(promise, runs):
-    """Run a command if its results aren't there, and give what it measured.
+    """Run a command if its results aren't there, and return what it measured.
 
     :param dict promise: of :func:`read_page`
     :param pathlib.Path runs: where RESULT lines of benchmarks are kept
     :return: what metrics.json or the RESULT line holds
     :rtype: dict
     """
-    name, words = promise["name"], promise["command"]
-    measured = ROOT / name / "metrics.json"
+    name = promise["name"]
+    words = promise["command"][1:]
     if name.endswith(".py"):
+        folder = ROOT
         measured = runs / f"{Path(name).stem}.json"
-    if not measured.is_file():
-        print("runs    ", shlex.join(words), flush=True)
-        words = [sys.executable, *words[1:]]
-        if not name.endswith(".py"):
-            subprocess.run(words, cwd=ROOT, check=True)
-        else:
-            done = subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-            print(done.stdout)
-            runs.mkdir(parents=True, exist_ok=True)
-            with replacing(measured) as part:
-                part.write_text(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+        if not measured.is_file():
+            run_benchmark(words, measured)
+    else:
+        folder = ROOT / name
+        measured = folder / "metrics.json"
+        if not measured.is_file():
+            run_script(name, words)
     for source, target in promise["files"].items():
-        folder = ROOT if name.endswith(".py") else ROOT / name
         shutil.copyfile(folder / source, ROOT / "results" / target)
     return json.loads(measured.read_text())
+
+
+# ------------------------------------------------------------------------------------ the script
 
 
 def get_parser():
@@ -151,17 +199,23 @@ def main(argv=None):
     :rtype: int
     """
     args = get_parser().parse_args(argv)
-    promises = [p for page in PAGES for p in read_page((ROOT / page).read_text())]
+    promises = []
+    for page in PAGES:
+        promises += read_page((ROOT / page).read_text(encoding="utf-8"))
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    for promise in [] if args.check else promises:
-        if args.only and promise["name"] not in args.only:
+    for promise in promises:
+        name = promise["name"]
+        if args.check or (args.only and name not in args.only):
             continue
         found = make(promise, ROOT / "runs" / "benchmarks")
-        record[promise["name"]] = {path: look_up(found, path) for path in promise["values"]}
+        record[name] = {path: look_up(found, path) for path in promise["values"]}
         with replacing(RECORD) as part:
             part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     wrong = differences(promises, record)
-    print("\n".join(wrong) or f"{len(promises)} runs: the text says what was measured")
+    for line in wrong:
+        print(line)
+    if not wrong:
+        print(f"{len(promises)} runs: the text says what was measured")
     return 1 if wrong else 0
 
 

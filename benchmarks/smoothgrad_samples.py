@@ -5,7 +5,7 @@
 Part 1, for each --reduce of smoothgrad.py: how the reliability of a map grows with the number n of
 its samples. What smoothgrad.py estimates from the two halves of one map is put beside the truth,
 the correlation of two independent maps of n samples each, and beside the agreement with a map of
-800 others.
+800 others. As there, signed maps are compared with their signs, the others as drawn.
 
 Part 2, tricks that make Monte Carlo sampling cheaper elsewhere. Each draws several independent maps
 from as many gradients; from their correlation r follows how many plain samples they are worth,
@@ -18,13 +18,12 @@ import argparse
 import json
 import math
 import sys
-from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from scipy.fft import idctn
 from scipy.ndimage import gaussian_filter
 from scipy.stats import chi2
@@ -34,43 +33,83 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import smoothgrad
 from common.classifiers import Normalise, load_classifier, load_lite0
 from common.device import make_rng, set_up
-from common.errors import HelpFormatter
-from common.photos import read_photo
-from common.run import replacing
+from common.errors import exit_code, number
+from common.images import save_figure
+from common.photos import SAMPLES, find_photos, read_photo
 
 CHUNK = 8  # copies at once
+NOISE = 0.15  # sigma as a fraction of the photo's range
 LEVELS = (0.9, 0.95, 0.99)  # of reliability, in the table
-BLURS = (1, 2, 4)  # standard deviation in pixels
-CPU = torch.device("cpu")
-
-# --------------------------------------------------------------- part 1: reliability against n
-
-
-def grow_map(explain, x, target, noise, samples, seed):
-    """Draw samples, and look at the maps on the way.
-
-    :return: by n and --reduce: the map, summed over the channels, (H, W), and its reliability as
-        smoothgrad.py estimates it
-    :rtype: dict[int, dict[str, tuple[torch.Tensor, float]]]
-    """
-    found, rng = {}, make_rng(CPU, seed)
-    for maps in smoothgrad.smoothgrad(explain, x, target, noise, samples, CHUNK, rng):
-        if maps.n >= 1.25 * max(found, default=1) or maps.n == samples:
-            found[maps.n] = {
-                reduce: (flat(maps.get(reduce)), float(maps.reliability(reduce)))
-                for reduce in smoothgrad.REDUCE
-            }
-    return found
-
-
-def flat(values):
-    """Bring a map to what its reliability is computed of: (1, C, H, W) to (H, W)."""
-    return smoothgrad.over_channels(values)[0].float()
+BLURS = (0, 1, 2, 4)  # standard deviation in pixels
+TRIAL_SAMPLES = 64  # of each map of part 2
+TRIAL_MAPS = 4  # of each trick and photo
 
 
 def correlate(a, b):
     """Correlate two maps."""
     return float(np.corrcoef(a.flatten(), b.flatten())[0, 1])
+
+
+def comparable(means, reduce):
+    """Bring a map to what its reliability is about: with its signs, or summed over the channels."""
+    values = means.get(reduce)[0].float()
+    return values if reduce == "signed" else values.sum(0)
+
+
+# --------------------------------------------------------------- part 1: reliability against n
+
+
+class Look(NamedTuple):
+    """A map after n samples."""
+
+    values: torch.Tensor  # as from comparable()
+    reliability: float  # as smoothgrad.py estimates it
+
+
+class Curves(NamedTuple):
+    """What one photo gives, for one --reduce: correlations by n."""
+
+    estimated: dict
+    measured: dict
+    agreement: dict
+
+
+def grow_map(network, x, target, samples, seed):
+    """Draw samples, and look at the maps on the way.
+
+    :return: by n, by --reduce
+    :rtype: dict[int, dict[str, Look]]
+    """
+    found = {}
+    means = smoothgrad.RunningMeans(x)
+    rng = make_rng("cpu", seed)
+    while means.n < samples:
+        count = min(CHUNK, samples - means.n)
+        means.add(smoothgrad.noisy_maps(network, x, target, NOISE, count, smoothgrad.gradient, rng))
+        if means.n >= 1.25 * max(found, default=1) or means.n == samples:
+            found[means.n] = {
+                reduce: Look(comparable(means, reduce), float(means.reliability(reduce)))
+                for reduce in smoothgrad.REDUCE
+            }
+    return found
+
+
+def compare_growth(one, other):
+    """Compare two maps of the same photo while they grow, each as from :func:`grow_map`.
+
+    :return: by --reduce
+    :rtype: dict[str, Curves]
+    """
+    curves = {}
+    for reduce in smoothgrad.REDUCE:
+        last = other[max(other)][reduce].values
+        curves[reduce] = Curves({}, {}, {})
+        for n in one:
+            values, reliability = one[n][reduce]
+            curves[reduce].estimated[n] = reliability
+            curves[reduce].measured[n] = correlate(values, other[n][reduce].values)
+            curves[reduce].agreement[n] = correlate(values, last)
+    return curves
 
 
 def first_n(curve, level):
@@ -89,44 +128,106 @@ def first_n(curve, level):
     return math.inf
 
 
-def plot_curves(path, photos, noise):
+def report_reliability(photos):
+    """Print the tables of part 1.
+
+    :param list[dict[str, Curves]] photos: of each photo, by --reduce
+    :return: figures for the RESULT line
+    :rtype: dict
+    """
+    result = {}
+    print(f"\n{'samples for a reliability of':30s}" + "".join(f"{r:>14}" for r in LEVELS))
+    for reduce in smoothgrad.REDUCE:
+        line = f"--reduce {reduce:21s}"
+        for level in LEVELS:
+            counts = [first_n(curves[reduce].measured, level) for curves in photos]
+            ends = [round(n) if n < math.inf else None for n in (min(counts), max(counts))]
+            line += f"{' - '.join(str(n or 'more') for n in ends):>14s}"
+            result[f"n_{reduce}_{level}"] = ends
+        print(line)
+    print(f"\n{'at n =':27s}{'reliability':>15s}{'with the other':>16s}{'estimate is off by':>24s}")
+    for reduce in smoothgrad.REDUCE:
+        some = [curves[reduce] for curves in photos]
+        n = min(some[0].estimated, key=lambda n: abs(n - 100))
+        reliable = [curves.estimated[n] for curves in some]
+        agreement = [curves.agreement[n] for curves in some]
+        errors = [c.estimated[k] - c.measured[k] for c in some for k in c.measured]
+        off = np.abs(errors).max()
+        print(f"{n}, --reduce {reduce:13s}{spread(reliable):>15s}{spread(agreement):>16s}"
+              f"{np.mean(errors):+10.3f}, most {off:.3f}")  # fmt: skip
+        result[f"reliability_{reduce}_{n}"] = [round(min(reliable), 3), round(max(reliable), 3)]
+        result[f"estimate_error_{reduce}"] = round(float(off), 4)
+    return result
+
+
+def spread(values):
+    """Write the ends of some values."""
+    return f"{min(values):.3f} - {max(values):.3f}"
+
+
+def plot_curves(path, photos):
     """Draw reliability against n, a panel for each photo.
 
     :param pathlib.Path path: the PNG file
-    :param dict photos: name to (estimated, measured, agreement), each by --reduce and n
+    :param dict[str, dict[str, Curves]] photos: by title and --reduce
     """
+    from matplotlib.figure import Figure
+
     columns = min(2, len(photos))
     rows = -(-len(photos) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.6 * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, (name, curves) in zip(grid.flat, photos.items(), strict=False):
-        for i, reduce in enumerate(smoothgrad.REDUCE):
-            estimated, measured, agreement = (curve[reduce] for curve in curves)
+    for axes, (title, curves) in zip(grid.flat, photos.items(), strict=False):
+        for i, (reduce, (estimated, measured, agreement)) in enumerate(curves.items()):
             axes.plot(*zip(*estimated.items(), strict=True), color=f"C{i}", label=reduce)
             axes.plot(*zip(*measured.items(), strict=True), "o", ms=4, color=f"C{i}")
             axes.plot(*zip(*agreement.items(), strict=True), ":", lw=1.2, color=f"C{i}")
         axes.axhline(0.95, color="0.6", lw=0.8)
-        axes.axvline(50, color="0.6", lw=0.8)
-        ticks = [n for n in (8, 16, 32, 50, 100, 200, 400, 800, 1600, 3200) if n <= max(estimated)]
+        most = max(estimated)
+        ticks = [n for n in (8, 16, 32, 50, 100, 200, 400, 800, 1600, 3200) if n <= most]
         axes.set_xscale("log")
         axes.set_xticks(ticks, ticks)
         axes.minorticks_off()
-        axes.set(title=name, ylim=(0, 1.01))
+        axes.set(title=title, ylim=(0, 1.01))
     for axes in grid[-1]:
         axes.set_xlabel("samples n")
     for axes in grid[:, 0]:
         axes.set_ylabel("correlation")
     lines, names = grid[0, 0].get_legend_handles_labels()
-    for style, text in (("-", "reliability, estimated from two halves"),
-                        ("o", "two independent maps of n samples"),
-                        (":", f"with a map of {max(estimated)} others")):  # fmt: skip
-        lines.append(grid[0, 0].plot([], [], style, color="0.3")[0])
-        names.append(text)
+    for style, name in (
+        ("-", "reliability, estimated from two halves"),
+        ("o", "two independent maps of n samples"),
+        (":", f"with a map of {most} others"),
+    ):
+        lines += grid[0, 0].plot([], [], style, color="0.3")
+        names.append(name)
     figure.legend(lines, names, loc="outside upper center", ncols=4, fontsize=9, frameon=False,
-                  title=f"SmoothGrad, {noise:.0%} noise")  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        figure.savefig(part, dpi=110)
+                  title=f"SmoothGrad, {NOISE:.0%} noise")  # fmt: skip
+    save_figure(path, figure)
+
+
+def report_blur(photos):
+    """Print what smoothing the signed map, as drawn, does: two agree better, on something else.
+
+    :param list[tuple[dict, dict]] photos: of each photo two maps, as from :func:`grow_map`
+    :return: figures for the RESULT line
+    :rtype: dict
+    """
+    result = {}
+    print(f"\n{'signed map, smoothed':27s}{'reliability at n = 50':>24s}{'with the full map':>20s}")
+    for width in BLURS:
+        reliable = []
+        true = []
+        for one, other in photos:
+            n = min(one, key=lambda n: abs(n - 50))
+            drawn = [look["signed"].values.abs().sum(0) for look in (one[n], other[n])]
+            a, b = (gaussian_filter(values, width) for values in drawn)
+            full = other[max(other)]["signed"].values.abs().sum(0)
+            reliable.append(correlate(a, b))
+            true.append(correlate(a, full))
+        print(f"{f'{width} px':27s}{spread(reliable):>24s}{spread(true):>20s}")
+        result[f"blur_{width}"] = [round(float(np.mean(v)), 3) for v in (reliable, true)]
+    return result
 
 
 # ------------------------------------------------------------------- part 2: fewer, better samples
@@ -155,7 +256,7 @@ def stratified_length(n, shape, rng):
     e = torch.randn(n, math.prod(shape), generator=rng)
     u = (torch.randperm(n, generator=rng) + torch.rand(n, generator=rng)) / n
     length = torch.from_numpy(chi2.ppf(u.double().numpy(), e.shape[1]) ** 0.5).float()
-    return (e / e.norm(dim=1, keepdim=True) * length[:, None]).view(n, *shape)
+    return (e / e.norm(dim=1, keepdim=True) * length.view(-1, 1)).view(n, *shape)
 
 
 def latin_hypercube(n, shape, rng):
@@ -187,19 +288,21 @@ TRIALS = {
 }
 
 
-def replicate(draw, explain, x, target, sigma, n, times):
+def replicate(draw, network, x, target, n, times):
     """Make several independent maps of n samples each.
 
     :param Callable draw: as :func:`plain`
     :return: one for each time
-    :rtype: list[smoothgrad.Maps]
+    :rtype: list[smoothgrad.RunningMeans]
     """
+    sigma = NOISE * (x.max() - x.min())
     found = []
     for seed in range(times):
-        maps = smoothgrad.Maps(x)
-        for e in draw(n, x.shape[1:], make_rng(CPU, 2, seed)).split(CHUNK):
-            maps.add(explain(x + sigma * e, target.repeat(len(e)))[:, None])
-        found.append(maps)
+        means = smoothgrad.RunningMeans(x)
+        for e in draw(n, x.shape[1:], make_rng("cpu", 2, seed)).split(CHUNK):
+            maps = smoothgrad.gradient(network, x + sigma * e, target.repeat(len(e)))
+            means.add(maps.unsqueeze(1))
+        found.append(means)
     return found
 
 
@@ -208,151 +311,53 @@ def mean_odds(found, reduce):
 
     :rtype: float
     """
-    found = [flat(maps.get(reduce)) for maps in found]
-    r = np.mean([correlate(a, b) for a, b in combinations(found, 2)])
+    maps = [comparable(means, reduce) for means in found]
+    r = np.mean([correlate(a, b) for a, b in combinations(maps, 2)])
     return r / (1 - r)
 
 
-def try_hessian(x, target, sigma, n):
+def try_hessian(x, target, score, n):
     """Try H e as a control variate: M(x + e) = M(x) + H e + ..., and the mean of H e is known: 0.
 
     The plain gradient M(x), a constant, changes no variance. With the best factor b for all pixels,
     M(x + e) - b H e has 1 - c^2 of the variance, where c is the correlation of M(x + e) and H e.
 
-    :return: by --score: c, and the root mean square of H e in parts of that of M(x + e)
-    :rtype: dict[str, tuple[float, float]]
+    :return: c, and the root mean square of H e as a fraction of that of M(x + e)
+    :rtype: tuple[float, float]
     """
-    network, mean, std, *_ = load_lite0()  # what common/folding.py makes can't be derived twice
+    network, mean, std, *_ = load_lite0()  # what common/fast.py makes can't be derived twice
     network = nn.Sequential(Normalise(mean, std), network).eval().requires_grad_(False)
-    found, rng = {}, make_rng(CPU, 3)
-    for score in ("logit", "probability"):
-        samples, products = [], []
-        at = x.clone().requires_grad_()
-        value = smoothgrad.class_score(network(at), target, score).sum()
-        gradient = torch.autograd.grad(value, at, create_graph=True)[0]
-        for _ in range(n):
-            e = sigma * torch.randn(x.shape, generator=rng)
-            samples.append(smoothgrad.input_gradient(network, x + e, target, score))
-            # A piecewise linear function's derivative doesn't depend on x: no graph, no product.
-            product = torch.autograd.grad(
-                gradient, at, e, retain_graph=True, allow_unused=True, materialize_grads=True
-            )[0]
-            products.append(product)
-        samples, products = torch.cat(samples), torch.cat(products)
-        samples -= samples.mean(0)
-        products -= products.mean(0)
-        size = float(products.square().mean().sqrt() / samples.square().mean().sqrt())
-        found[score] = (correlate(samples, products) if size else 0.0, size)
-    return found
+    sigma = NOISE * (x.max() - x.min())
+    rng = make_rng("cpu", 3)
+    at = x.clone().requires_grad_()
+    value = smoothgrad.class_score(network(at), target, score).sum()
+    (gradient,) = torch.autograd.grad(value, at, create_graph=True)
+    samples = []
+    products = []
+    for _ in range(n):
+        e = sigma * torch.randn(x.shape, generator=rng)
+        samples.append(smoothgrad.gradient(network, x + e, target, score))
+        # A piecewise linear function's derivative doesn't depend on x: no graph, no product.
+        products += torch.autograd.grad(
+            gradient, at, e, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+    samples = torch.cat(samples)
+    products = torch.cat(products)
+    samples -= samples.mean(0)
+    products -= products.mean(0)
+    size = float(products.square().mean().sqrt() / samples.square().mean().sqrt())
+    return (correlate(samples, products) if size else 0.0), size
 
 
-# --------------------------------------------------------------------------------------- the tables
+def report_trials(worth, hessian):
+    """Print the tables of part 2.
 
-
-def get_parser():
-    """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    names = ["sample:coffee", "sample:cat", "sample:rocket", "sample:astronaut"]
-    parser.add_argument("--image", nargs="+", default=names, help="photos, or sample:NAME")
-    parser.add_argument("--noise", type=float, default=0.15, help="sigma, as in smoothgrad.py")
-    parser.add_argument("--samples", type=int, default=800, help="of each map of part 1")
-    parser.add_argument("--trial-samples", type=int, default=64, help="of each map of part 2")
-    parser.add_argument("--trial-maps", type=int, default=4, help="of each trick and photo")
-    parser.add_argument(
-        "--figure", type=Path, default=Path("runs/smoothgrad_reliability.png"), help="of part 1"
-    )
-    return parser
-
-
-def reliability_table(photos, result):
-    """Print part 1.
-
-    :param dict photos: as in :func:`plot_curves`
-    :param dict result: gets the figures
+    :param dict worth: by trick and --reduce, :func:`mean_odds` of each photo
+    :param dict hessian: by --score, :func:`try_hessian` of each photo
+    :return: figures for the RESULT line
+    :rtype: dict
     """
-    print(f"\n{'samples for a reliability of':30s}" + "".join(f"{r:>14}" for r in LEVELS))
-    for reduce in smoothgrad.REDUCE:
-        line = f"--reduce {reduce:21s}"
-        for level in LEVELS:
-            counts = [first_n(measured[reduce], level) for _, measured, _ in photos.values()]
-            ends = [round(n) if n < math.inf else None for n in (min(counts), max(counts))]
-            line += "{:>14s}".format(" - ".join(str(n or "more") for n in ends))
-            result[f"n_{reduce}_{level}"] = ends
-        print(line)
-    print(
-        f"\n{'at n =':30s}{'reliability':>14s}{'with the other':>16s}{'error of the estimate':>26s}"
-    )
-    for reduce in smoothgrad.REDUCE:
-        errors, reliable, agree = [], [], []
-        for estimated, measured, agreement in photos.values():
-            n = min(estimated[reduce], key=lambda n: abs(n - 100))
-            reliable.append(estimated[reduce][n])
-            agree.append(agreement[reduce][n])
-            errors += [estimated[reduce][k] - r for k, r in measured[reduce].items()]
-        print(f"{n}, --reduce {reduce:15s}{f'{min(reliable):.3f} - {max(reliable):.3f}':>18s}"
-              f"{f'{min(agree):.3f} - {max(agree):.3f}':>16s}"
-              f"{np.mean(errors):+14.3f}, most {np.abs(errors).max():.3f}")  # fmt: skip
-        result[f"reliability_{reduce}_{n}"] = [round(min(reliable), 3), round(max(reliable), 3)]
-        result[f"estimate_error_{reduce}"] = round(float(np.abs(errors).max()), 4)
-
-
-def blur_table(maps, result):
-    """Print what smoothing the signed map does: two maps agree better, but on something else.
-
-    :param list maps: of each photo the two that :func:`grow_map` gave
-    :param dict result: gets the figures
-    """
-    print(f"\n{'signed map, smoothed':30s}{'reliability at n = 50':>24s}{'with the full map':>20s}")
-    for width in (0, *BLURS):
-        reliable, true = [], []
-        for one, other in maps:
-            n, last = min(one, key=lambda n: abs(n - 50)), max(one)
-            a, b = (gaussian_filter(m[n]["signed"][0].numpy(), width) for m in (one, other))
-            reliable.append(correlate(a, b))
-            full = other[last]["signed"][0]
-            true.append(correlate(a, full))
-        print(f"{f'{width} px':30s}{f'{min(reliable):.3f} - {max(reliable):.3f}':>24s}"
-              f"{f'{min(true):.3f} - {max(true):.3f}':>20s}")  # fmt: skip
-        result[f"blur_{width}"] = [round(float(np.mean(v)), 3) for v in (reliable, true)]
-
-
-def main():
-    """Measure both parts, draw the figure, and print tables and a RESULT line."""
-    args, result, photos, both = get_parser().parse_args(), {}, {}, []
-    set_up(False, 0)
-    classifier = load_classifier()
-    explain = partial(smoothgrad.input_gradient, classifier.network)
-    worth = {name: {"signed": [], "abs": []} for name in TRIALS}
-    hessian = {"logit": [], "probability": []}
-    for photo in args.image:
-        x = read_photo(photo, classifier.resize, classifier.size)
-        with torch.no_grad():
-            target = classifier.network(x).argmax(1)
-        one, other = both_maps = [
-            grow_map(explain, x, target, args.noise, args.samples, seed) for seed in (0, 1)
-        ]
-        both.append(both_maps)
-        curves = ({}, {}, {})
-        for reduce in smoothgrad.REDUCE:
-            last = other[max(other)][reduce][0]
-            curves[0][reduce] = {n: one[n][reduce][1] for n in one}
-            curves[1][reduce] = {n: correlate(one[n][reduce][0], other[n][reduce][0]) for n in one}
-            curves[2][reduce] = {n: correlate(one[n][reduce][0], last) for n in one}
-        name = photo.removeprefix("sample:")
-        photos[f"{name}, {classifier.classes[target]}"] = curves
-        print(f"{name}: part 1 is done", flush=True)
-        sigma = args.noise * float(x.max() - x.min())
-        for trick, draw in TRIALS.items():
-            found = replicate(draw, explain, x, target, sigma, args.trial_samples, args.trial_maps)
-            for reduce, values in worth[trick].items():
-                values.append(mean_odds(found, reduce))
-        for score, value in try_hessian(x, target, sigma, args.trial_samples // 4).items():
-            hessian[score].append(value)
-        print(f"{name}: part 2 is done", flush=True)
-
-    reliability_table(photos, result)
-    plot_curves(args.figure, photos, args.noise)
-    print(f"wrote {args.figure}")
+    result = {}
     print(f"\n{'gradients for the same reliability':36s}{'signed':>22s}{'abs':>22s}")
     for trick, by_reduce in worth.items():
         line = f"{trick:36s}"
@@ -367,9 +372,69 @@ def main():
         print(f"H e of the {score}: {size:.3g} of the size of M's scatter, correlation {c:.3f}: "
               f"variance x {1 - c * c:.3f} for 1 + some 3 gradients")  # fmt: skip
         result[f"hessian_{score}"] = [round(float(c), 4), float(f"{size:.3g}")]
-    blur_table(both, result)
+    return result
+
+
+# ------------------------------------------------------------------------------------ the script
+
+
+def get_parser():
+    """Build the command line."""
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--image", nargs="+", metavar="PATH",
+                        default=[f"sample:{name}" for name in SAMPLES],
+                        help="photos or folders of them (default: four samples)")  # fmt: skip
+    parser.add_argument("--samples", type=number(int, 64), default=800,
+                        help="of each map of part 1 (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--figure", type=Path, default=Path("runs/smoothgrad_reliability.png"),
+                        metavar="PNG", help="of part 1 (default: %(default)s)")  # fmt: skip
+    return parser
+
+
+def main(argv=None):
+    """Measure both parts, draw the figure, and print tables and a RESULT line.
+
+    :param list[str] argv: the command line; None for sys.argv
+    :return: what the RESULT line holds
+    :rtype: dict
+    """
+    args = get_parser().parse_args(argv)
+    args.figure.parent.mkdir(parents=True, exist_ok=True)
+    set_up(False, seed=0)
+    classifier = load_classifier()
+    network = classifier.network
+    photos = {}
+    pairs = []
+    worth = {trick: {"signed": [], "abs": []} for trick in TRIALS}
+    hessian = {"logit": [], "probability": []}
+    for photo in find_photos(args.image):
+        x = read_photo(photo, classifier)
+        with torch.no_grad():
+            target = network(x).argmax(1)
+        one, other = (grow_map(network, x, target, args.samples, seed) for seed in (0, 1))
+        name = Path(photo).stem.removeprefix("sample:")
+        photos[f"{name}, {classifier.classes[target]}"] = compare_growth(one, other)
+        pairs.append((one, other))
+        print(f"{name}: part 1 is done", flush=True)
+        for trick, draw in TRIALS.items():
+            found = replicate(draw, network, x, target, TRIAL_SAMPLES, TRIAL_MAPS)
+            for reduce, values in worth[trick].items():
+                values.append(mean_odds(found, reduce))
+        for score, values in hessian.items():
+            values.append(try_hessian(x, target, score, TRIAL_SAMPLES // 4))
+        print(f"{name}: part 2 is done", flush=True)
+    result = report_reliability(list(photos.values()))
+    plot_curves(args.figure, photos)
+    result.update(report_trials(worth, hessian))
+    result.update(report_blur(pairs))
+    print(f"look at  {args.figure}")
     print("RESULT", json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

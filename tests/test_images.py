@@ -244,8 +244,8 @@ def test_crop_square_resizes_and_crops_as_torchvision_does():
 
 def test_files_that_are_no_pictures(tmp_path, monkeypatch):
     """Text, nothing, a half, a header without its pixels, EPS, which would be executed."""
-    executed = "PIL.EpsImagePlugin.Ghostscript"
-    monkeypatch.setattr(executed, lambda *_, **__: pytest.fail("executed"))
+    run = "PIL.EpsImagePlugin.Ghostscript"
+    monkeypatch.setattr(run, lambda *_, **__: pytest.fail("executed"))
     stream = io.BytesIO()
     Image.effect_noise((200, 200), 60).save(stream, "JPEG")
     jpeg = stream.getvalue()
