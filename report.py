@@ -162,7 +162,10 @@ def describe_photo(folder, image, model, lost):
     """
     masked = "curve" in image
     stem = Path(image["panel"]).name.removesuffix("_panel.png")
-    with np.load(folder / f"{stem}.npz") as arrays:
+    file = folder / f"{stem}.npz"
+    if not file.is_file():  # nor a pipe, which might never be filled
+        raise FileNotFoundError(file)
+    with np.load(file) as arrays:
         photo = arrays["photo"]
         maps, lines = (describe_mask if masked else describe_maps)(image, arrays, lost)
     if photo.shape[-1] not in (1, 3):

@@ -83,7 +83,7 @@ class Ours:
     def __init__(self, model="efficientnet_lite0"):
         if model == "efficientnet_lite0":
             self.classifier = load_classifier()
-        else:  # of torchvision, with random weights: none are at hand
+        else:  # with random weights: none are at hand
             torch.manual_seed(0)
             self.classifier = prepare(model, "cpu", *load_torchvision(model, classes=1000))
 
@@ -432,9 +432,9 @@ def get_parser():
     parser.add_argument("--changes", nargs="*", choices=CHANGES, metavar="CHANGE",
                         help="time ours only, with these taken back: "
                              f"{'; '.join(CHANGES)} (default: all)")  # fmt: skip
-    parser.add_argument("--model", default="efficientnet_lite0", metavar="NAME",
-                        help="for --changes; one of torchvision gets random weights "
-                             "(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--model", default="efficientnet_lite0",
+                        choices=("efficientnet_lite0", "resnet18"),
+                        help="for --changes (default: %(default)s)")  # fmt: skip
     return parser
 
 

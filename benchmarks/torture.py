@@ -27,6 +27,7 @@ import tempfile
 import time
 import zlib
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,10 +167,14 @@ def train_options(script, work):
 
 
 def whole_run(script, work):
-    """Train without any disturbance, if that hasn't been done yet, and return the folder."""
+    """Train without any disturbance, if that hasn't been done yet, and return the folder.
+
+    In this process: what it imports on the way, child processes needn't import once more.
+    """
     folder = work / f"{script.SCRIPT}-whole"
     if not folder.exists():
-        must(script, [*train_options(script, work), "--out", folder], work / "log")
+        with contextlib.redirect_stdout(io.StringIO()):
+            script.main([str(a) for a in [*train_options(script, work), "--out", folder]])
     return folder
 
 
@@ -196,6 +201,7 @@ def kill_training(work, script, kills, rng):
         shutil.rmtree(run, ignore_errors=True)
         return start(script.main, [*train_options(script, work), "--out", run], log)
 
+    shutil.rmtree(run, ignore_errors=True)  # the other training's
     began = time.monotonic()
     must(script, [*train_options(script, work), "--out", run], log)
     seconds = time.monotonic() - began
@@ -203,7 +209,7 @@ def kill_training(work, script, kills, rng):
     bad = []
     n = 0
     while n < kills:
-        shutil.rmtree(run)
+        shutil.rmtree(run, ignore_errors=True)
         began = time.monotonic()
         code, _ = finish(go_on(), rng.uniform(0, seconds))
         if code == 0:  # it was quicker than the kill, which then doesn't count
@@ -361,6 +367,7 @@ def write_pictures(rng):
         "WEBP": [{"lossless": True}],
         "JPEG2000": [{"irreversible": True}],
     }
+    Image.init()  # all formats
     found = []
     stderr = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff complains of what it doesn't write
@@ -501,8 +508,18 @@ def try_settings(work, count, rng):
         yield make_row(f"settings of {script.SCRIPT}.py", count, ends, bad)
 
 
+def parses(script, words):
+    """Tell whether a script's parser takes a command line."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            script.get_parser().parse_args(words)
+    except SystemExit:
+        return False
+    return True
+
+
 def draw_settings(work, script, begin, count, seed):
-    """Run one script with many settings.
+    """Run one script with many settings that its parser takes.
 
     :param list begin: what all its command lines begin with
     :return: how often which way to end, and what went wrong
@@ -517,7 +534,7 @@ def draw_settings(work, script, begin, count, seed):
         max_examples=count, deadline=None, database=None, phases=[hypothesis.Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )  # fmt: skip
-    @hypothesis.given(plausible(script))
+    @hypothesis.given(plausible(script).filter(partial(parses, script)))
     def call(drawn):
         shutil.rmtree(run, ignore_errors=True)
         argv = [*begin, "--dry-run", *drawn, "--out", run]

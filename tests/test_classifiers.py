@@ -18,7 +18,7 @@ from common.data import Dataset
 from common.fast import NORMS
 from common.photos import read_photo
 from common.run import load_checkpoint
-from tests.helpers import refusal
+from tests.helpers import POSIX, refusal
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_the_checkpoint_of_a_real_run_is_one(tmp_path, monkeypatch):
 DAMAGE = {
     "no arguments": {"args": {}},
     "another width": {"args": {"width": 0.2}},
-    "a huge width": {"args": {"width": 1e6}},  # 10^16 weights, if they were made
+    "a huge width": {"args": {"width": 1e6}},
     "a width of text": {"args": {"width": "wide"}},
     "no weights": {"network": {}},
     "huge images": {"shape": [3, 10**6, 10**6]},
@@ -244,6 +244,17 @@ def test_a_checkpoint_that_is_no_classifier_is_refused(damage, state, tmp_path):
     """One line, no traceback, no memory: whatever stands in the file."""
     torch.save(state | DAMAGE[damage], tmp_path / "checkpoint.pt")
     assert str(tmp_path) in refusal(load_classifier, str(tmp_path))
+
+
+@POSIX
+def test_an_absurd_width_costs_no_memory(state, tmp_path):
+    """500 MB of weights that the file doesn't hold are refused before they are made."""
+    import resource
+
+    torch.save(state | {"args": {"width": 20}}, tmp_path / "checkpoint.pt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert str(tmp_path) in refusal(load_classifier, str(tmp_path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
 
 @pytest.mark.parametrize(

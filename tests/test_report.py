@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -25,6 +26,7 @@ import train_dcgan
 from common.device import make_rng
 from common.images import add_caption, save_gif, to_grid
 from common.run import save_checkpoint
+from tests.helpers import POSIX
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(1)">&lt;\u2028\udcff{{data}}'
 EPOCHS = 105  # from 0; the maximum that a slider has of itself is 100
@@ -366,6 +368,14 @@ def test_what_is_gone_costs_itself_only(harm, photos, said, maps):
     data = show(maps)
     assert [photo["name"] for photo in data["photos"]] == photos
     assert said in data["notes"][0]
+
+
+@POSIX
+def test_a_pipe_is_not_read(maps):
+    """Nobody writes to it: it would hang."""
+    (maps / "ant.npz").unlink()
+    os.mkfifo(maps / "ant.npz")
+    assert [photo["name"] for photo in show(maps)["photos"]] == ["bee"]
 
 
 def test_broken_pictures_cost_themselves_only(gan, masks, table):

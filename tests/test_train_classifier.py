@@ -152,6 +152,21 @@ def test_one_cycle_climbs_and_falls_to_nothing():
         assert train_classifier.one_cycle(done, 2.0) == pytest.approx(expected)
 
 
+def test_each_batch_is_augmented_by_a_key_of_its_own(data, tmp_path, monkeypatch):
+    """The key is (seed, epoch, rank + 1, step): published numbers depend on it."""
+    seeds = []
+    augment = train_classifier.augment
+
+    def spy(images, shift, flip, rng):
+        seeds.append(rng.initial_seed())
+        return augment(images, shift, flip, rng)
+
+    monkeypatch.setattr(train_classifier, "augment", spy)
+    run(tmp_path / "run", "--epochs", "2", "--seed", "5", data=data)
+    keys = [(5, epoch, 1, step) for epoch in (1, 2) for step in range(4)]
+    assert seeds == [train_classifier.make_rng("cpu", *key).initial_seed() for key in keys]
+
+
 def test_the_learning_rate_of_a_run_is_one_cycle(data, tmp_path, monkeypatch):
     """Over all epochs, not in each of them."""
     rates = []

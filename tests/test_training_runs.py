@@ -56,6 +56,8 @@ class Training(NamedTuple):
         for row in (*table, *expected):
             del row["images_per_second"]
         assert table == expected
+        for file in self.whole.rglob("*.png"):
+            assert (folder / file.relative_to(self.whole)).read_bytes() == file.read_bytes()
         assert not list(folder.rglob("*.part*"))
 
     def epochs(self, folder):
@@ -141,15 +143,15 @@ def test_resuming_a_finished_run_makes_its_pictures_again(training, tmp_path):
 
 
 def test_tensorboard_shows_the_table(training, tmp_path, monkeypatch):
-    """Each number of metrics.csv once, also of a run that was interrupted."""
-    train = training.script.train
+    """Each number once, also of an epoch that is trained again: its checkpoint wasn't written."""
+    save = training.script.save_checkpoint
 
-    def stop(*arguments):
-        if arguments[-1] == 3:
+    def stop(path, state):
+        if len(state["history"]) == 2:
             signal.raise_signal(signal.SIGINT)
-        return train(*arguments)
+        save(path, state)
 
-    monkeypatch.setattr(training.script, "train", stop)
+    monkeypatch.setattr(training.script, "save_checkpoint", stop)
     with pytest.raises(Interrupted):
         training.run(tmp_path, "--tensorboard")
     monkeypatch.undo()
