@@ -372,7 +372,8 @@ def check(what, found, expected, limit=1e-10):
     gap = torch.stack(gaps).max().item()  # Python's max would pass over NaN
     print(f"  {what:<60} {gap:7.1e}, limit {limit:.0e}")
     if not gap <= limit:
-        raise SystemExit(f"error: verification failed: {what}: {gap:.1e}, limit {limit:.0e}")
+        line = f"verification failed: {what}: {gap:.1e}, limit {limit:.0e}"
+        raise UserError(line, code=1)
     return gap
 
 

@@ -557,7 +557,7 @@ def main(argv=None):
     _, logits = test(network, test_images, test_labels, pixels, args.epochs)
     found = show_mistakes(folder, test_half.images, test_half.labels, logits.cpu(), names)
     plot_curves(folder / "curves.png", history, [("train_loss", "test_loss"), ("test_accuracy",)])
-    print(f"look at  {folder}/confusions.png, mistakes.png and curves.png")
+    print(f"look at  {folder}/confusions.png and curves.png")
     return write_metrics(folder, args, argv, started, device, script=SCRIPT, dataset=args.dataset,
                          epochs=history, **found)  # fmt: skip
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import torch_basics
+from common.errors import UserError
 from tests.helpers import read_metrics, refusal
 
 
@@ -288,7 +289,7 @@ def test_a_wrong_formula_is_found(tmp_path, monkeypatch):
         return loss, -dw1, dw2
 
     monkeypatch.setattr(torch_basics, "by_hand", wrong)
-    with pytest.raises(SystemExit, match="by hand and by autograd"):
+    with pytest.raises(UserError, match="by hand and by autograd"):
         torch_basics.main(["--dry-run", "--out", str(tmp_path / "run")])
     assert not list((tmp_path / "run").glob("[!.]*"))
 
@@ -297,7 +298,7 @@ def test_nan_is_never_within_the_limit():
     """Neither first nor last: what isn't a number doesn't hide behind one that is small."""
     good, bad = torch.ones(2), torch.tensor([1.0, math.nan])
     for found in ([bad, good], [good, bad]):
-        with pytest.raises(SystemExit, match="nan"):
+        with pytest.raises(UserError, match="nan"):
             torch_basics.check("order", found, [good, good])
 
 
