@@ -290,11 +290,13 @@ def describe_walks(folder):
     if state["args"].get("latent", "normal") != "normal":
         raise ValueError("an older run, whose noise train_dcgan.py no longer draws")
     args = argparse.Namespace(**state["args"])
-    generator, _ = train_dcgan.make_networks(args, channels=state["shape"][1])
+    classes = len(state["classes"])
+    generator, _ = train_dcgan.make_networks(args, state["shape"][1], classes)
     restore({"ema": generator}, state)
     z = train_dcgan.draw_z(64, args, make_rng("cpu", args.seed))  # that of the grids
     walks = make_walks(z[:WALKS], train_dcgan.interpolate)
-    samples = torch.cat(list(train_dcgan.generate(generator, walks)))
+    labels = torch.arange(len(walks)) % WALKS % classes  # of each walk one, that stays
+    samples = torch.cat(list(train_dcgan.generate(generator, walks, labels)))
     pixels = (samples * 255).round().byte().permute(0, 2, 3, 1).numpy()  # (steps * N, H, W, C)
     steps = pixels.reshape(-1, WALKS, *pixels.shape[1:]).swapaxes(1, 2)  # (steps, H, N, W, C)
     strip = steps.reshape(-1, WALKS * pixels.shape[2], pixels.shape[3])

@@ -28,16 +28,17 @@ moving average of G's weights (--ema 0 turns it off).
 import argparse
 import copy
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from tqdm import tqdm
 
-from common.classifiers import load_classifier
+from common.classifiers import find_class, load_classifier
 from common.data import EMNIST_SPLITS, NAMES, check_dataset, load_dataset
 from common.device import average_gradients, average_over_ranks, is_first, make_rng, ranks, set_up
 from common.errors import (
@@ -49,7 +50,7 @@ from common.errors import (
     positive_int,
     seed_int,
 )
-from common.fast import speed_up_linear
+from common.fast import captured, speed_up_linear
 from common.fid import SAMPLES, SCORES, Scorer
 from common.images import add_caption, open_picture, plot_curves, save_gif, save_png, to_grid
 from common.layers import make_layer
@@ -65,11 +66,16 @@ from common.run import (
 )
 
 SCRIPT = Path(__file__).stem
-SIDE = 28  # pixels
-CORE = SIDE // 4 - 2  # side of the smallest feature maps: two halvings, an unpadded 3 x 3
-PANELS = (("d_loss", "g_loss"), ("d_real", "d_fake"), ("fid",), ("precision", "recall"))
+PRETRAINED = Path(__file__).parent / "pretrained/dcgan-emnist"
+COLUMNS = 8  # samples in a row of a grid
+LINE = 30  # characters in a line of --text
+GIF_PIXELS = 25_000_000  # of all frames together
+WIDEST = 31  # classes in a row
+SHORT = 1000  # steps, before which there is little to see
+PANELS = (("d_loss", "g_loss"), ("d_real", "d_fake"), ("fid",), ("precision", "recall"),
+          ("recognised",))  # fmt: skip
 CHANGEABLE_ON_RESUME = {
-    "epochs", "cuda", "device", "fid", "gif_every", "data_dir", "resume", "n", "tensorboard",
+    "epochs", "cuda", "device", "fid", "data_dir", "resume", "tensorboard",
 }  # fmt: skip
 
 
@@ -84,47 +90,105 @@ def linear_layer(n_in, n_out, activation, use_batchnorm=True):
     return [nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), activation]
 
 
-class Generator(nn.Sequential):
-    """Turn noise into images.
+def plan(size, width):
+    """Plan the feature maps: halve the side until 10 pixels or fewer are left, double the channels.
+
+    :param int size: side of the images, in pixels
+    :param float width: scales the channels
+    :return: the sides, from the images' own, 28 -> [28, 14, 7]; the channels at each but the first,
+        and of the smallest maps, after an unpadded 3 x 3, [64, 128, 256]
+    :rtype: tuple[list[int], list[int]]
+    """
+    sides = [size]
+    while sides[-1] > 10:
+        sides.append(sides[-1] // 2)
+    return sides, [max(1, round(width * min(64 * 2**i, 256))) for i in range(len(sides))]
+
+
+def kernel_between(side):
+    """Return the kernel that a stride of 2 takes to ``side`` // 2 and back: an odd side takes 5."""
+    return 4 + side % 2
+
+
+class Generator(nn.Module):
+    """Turn noise into images. In comments the shapes of 28 x 28 pixels and width 1.
 
     :param int z_dim: length of the noise z, (N, z_dim)
-    :param int channels: of the images, (N, channels, 28, 28), in [0, 1]
+    :param int channels: of the images, (N, channels, size, size), in [0, 1]
     :param float width: scales the channels of every layer
     :param bool linear_bn: BatchNorm1d after the linear layers
+    :param int size: side of the images, in pixels
+    :param int classes: how many; G is then told which one to draw. 0 for a GAN without classes
     """
 
-    def __init__(self, z_dim=100, channels=1, width=1.0, linear_bn=True):
-        c1024, c256, c128, c64 = (max(1, round(width * size)) for size in (1024, 256, 128, 64))
-        super().__init__(
-            *linear_layer(z_dim, c1024, nn.ReLU(inplace=True), linear_bn),  # (N, 1024)
-            *linear_layer(c1024, c256 * CORE * CORE, nn.ReLU(inplace=True), linear_bn),  # (N, 6400)
-            nn.Unflatten(1, (c256, CORE, CORE)),  # (N, 256, 5, 5)
-            make_layer(c256, c128, kernel=3, stride=1, padding=0, deconv=True),  # (N, 128, 7, 7)
-            make_layer(c128, c64, kernel=4, stride=2, deconv=True),  # (N, 64, 14, 14)
-            nn.ConvTranspose2d(c64, channels, kernel_size=4, stride=2, padding=1),
-            nn.Sigmoid(),  # (N, C, 28, 28)
-        )
+    def __init__(self, z_dim=100, channels=1, width=1.0, linear_bn=True, size=28, classes=0):
+        super().__init__()
+        sides, maps = plan(size, width)
+        core = sides[-1] - 2
+        c1024 = max(1, round(width * 1024))
+        self.embed = nn.Embedding(classes, z_dim) if classes else None
+        n_in = 2 * z_dim if classes else z_dim
+        layers = [
+            *linear_layer(n_in, c1024, nn.ReLU(inplace=True), linear_bn),  # (N, 1024)
+            *linear_layer(c1024, maps[-1] * core**2, nn.ReLU(inplace=True), linear_bn),  # (N, 6400)
+            nn.Unflatten(1, (maps[-1], core, core)),  # (N, 256, 5, 5)
+            make_layer(maps[-1], maps[-2], kernel=3, stride=1, padding=0, deconv=True),  # 128, 7, 7
+        ]
+        for i in range(len(maps) - 2, 0, -1):
+            kernel = kernel_between(sides[i])
+            layers.append(make_layer(maps[i], maps[i - 1], kernel, deconv=True))  # (N, 64, 14, 14)
+        kernel = kernel_between(size)
+        layers.append(nn.ConvTranspose2d(maps[0], channels, kernel, stride=2, padding=1))
+        layers.append(nn.Sigmoid())  # (N, C, 28, 28)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z, labels=None):
+        """Draw images of the classes asked for, ``labels``, (N,), from noise, (N, z_dim)."""
+        if self.embed is not None:
+            z = torch.cat([z, self.embed(labels)], 1)
+        return self.layers(z)
 
 
-class Discriminator(nn.Sequential):
+class Discriminator(nn.Module):
     """Tell data from samples: the generator, mirrored.
 
-    :param int channels: of the images, (N, channels, 28, 28), in [0, 1]
+    :param int channels: of the images, (N, channels, size, size), in [0, 1]
     :param float width: scales the channels of every layer
     :param bool linear_bn: BatchNorm1d after the linear layer
+    :param int size: side of the images, in pixels
+    :param int classes: how many; D then also judges whether an image is of its class
     """
 
-    def __init__(self, channels=1, width=1.0, linear_bn=True):
-        c1024, c256, c128, c64 = (max(1, round(width * size)) for size in (1024, 256, 128, 64))
-        super().__init__(
-            # No BatchNorm in the first layer: training would oscillate (section 3 of the paper).
-            make_layer(channels, c64, kernel=4, stride=2, use_batchnorm=False),  # (N, 64, 14, 14)
-            make_layer(c64, c128, kernel=4, stride=2),  # (N, 128, 7, 7)
-            make_layer(c128, c256, kernel=3, stride=1, padding=0),  # (N, 256, 5, 5)
+    def __init__(self, channels=1, width=1.0, linear_bn=True, size=28, classes=0):
+        super().__init__()
+        sides, maps = plan(size, width)
+        core = sides[-1] - 2
+        c1024 = max(1, round(width * 1024))
+        # No BatchNorm in the first layer: training would oscillate (section 3 of the paper).
+        layers = [make_layer(channels, maps[0], kernel_between(size), use_batchnorm=False)]
+        for i in range(1, len(maps) - 1):
+            kernel = kernel_between(sides[i])
+            layers.append(make_layer(maps[i - 1], maps[i], kernel))  # (N, 128, 7, 7)
+        self.layers = nn.Sequential(
+            *layers,  # (N, 64, 14, 14), (N, 128, 7, 7)
+            make_layer(maps[-2], maps[-1], kernel=3, stride=1, padding=0),  # (N, 256, 5, 5)
             nn.Flatten(),  # (N, 6400)
-            *linear_layer(c256 * CORE * CORE, c1024, nn.LeakyReLU(0.2, inplace=True), linear_bn),
-            nn.Linear(c1024, 1),  # (N, 1), a logit: the sigmoid is in the loss, where it is stable
+            *linear_layer(maps[-1] * core**2, c1024, nn.LeakyReLU(0.2, inplace=True), linear_bn),
         )
+        self.last = nn.Linear(c1024, 1)  # a logit: the sigmoid is in the loss, where it is stable
+        self.embed = None
+        if classes:
+            self.embed = nn.Embedding(classes, c1024)
+            nn.init.normal_(self.embed.weight, 0.0, 0.02)
+
+    def forward(self, images, labels=None):
+        """Return a logit, (N, 1): large for data, of class ``labels``, (N,), if D knows classes."""
+        features = self.layers(images)  # (N, 1024)
+        logits = self.last(features)
+        if self.embed is not None:
+            # Does this look like its class? (Miyato & Koyama 2018, arXiv 1802.05637, equation 3)
+            logits = logits + (self.embed(labels) * features).sum(1, keepdim=True)
+        return logits
 
 
 def init_weights(module):
@@ -144,19 +208,22 @@ def init_weights(module):
 def init_brightness(generator, images):
     """Let samples begin as bright as the data, uint8; from mid-grey, some seeds never recover."""
     brightness = images.float().mean() / 255
-    last = generator[-2]  # the last convolution, before the sigmoid
+    last = generator.layers[-2]  # the last convolution, before the sigmoid
     last.bias.fill_(torch.logit(brightness, eps=1e-3))
 
 
-def make_networks(args, channels):
+def make_networks(args, channels, classes):
     """Build G and D with their initial weights, for training and for sampling alike.
 
-    :param argparse.Namespace args: z_dim, width, linear_bn
+    :param argparse.Namespace args: z_dim, width, linear_bn, size, conditional
     :param int channels: of the images
+    :param int classes: of the data; only a conditional GAN is told of them
     :rtype: tuple[Generator, Discriminator]
     """
-    generator = Generator(args.z_dim, channels, args.width, args.linear_bn)
-    discriminator = Discriminator(channels, args.width, args.linear_bn)
+    known = classes if args.conditional else 0
+    shape = {"width": args.width, "linear_bn": args.linear_bn, "size": args.size, "classes": known}
+    generator = Generator(args.z_dim, channels, **shape)
+    discriminator = Discriminator(channels, **shape)
     for network in (generator, discriminator):
         network.apply(init_weights)
         network.to(memory_format=torch.channels_last)  # the layout that is fastest
@@ -177,26 +244,27 @@ def bce(logits, label):
     return binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
 
 
-def train_step(generator, discriminator, g_optimizer, d_optimizer, real, z, amp=False):
+def train_step(generator, discriminator, optimizers, real, labels, z, amp=False):
     """Improve D, then G, on one batch.
 
     :param torch.nn.Module generator: G
     :param torch.nn.Module discriminator: D
-    :param torch.optim.Optimizer g_optimizer: of G's parameters
-    :param torch.optim.Optimizer d_optimizer: of D's parameters
-    :param torch.Tensor real: images, (N, C, 28, 28), in [0, 1]
+    :param tuple optimizers: of G's parameters, and of D's
+    :param torch.Tensor real: images, (N, C, H, W), in [0, 1]
+    :param torch.Tensor labels: their classes, int64, (N,); a conditional G draws the same ones
     :param torch.Tensor z: noise, (N, z_dim)
     :param bool amp: mixed precision, bfloat16
     :return: D's loss, G's loss, and the means of D(x) and D(G(z)), (4,), on the device
     :rtype: torch.Tensor
     """
+    g_optimizer, d_optimizer = optimizers
     with torch.autocast(real.device.type, torch.bfloat16, enabled=amp):
         # --------------------------------------------------------------------------------- (1) D
         # Data is 1, samples are 0. They go through D separately, or BatchNorm would mix their
         # statistics.
-        fake = generator(z)
-        real_logits = discriminator(real)
-        fake_logits = discriminator(fake.detach())
+        fake = generator(z, labels)
+        real_logits = discriminator(real, labels)
+        fake_logits = discriminator(fake.detach(), labels)
         d_loss = bce(real_logits, 1.0) + bce(fake_logits, 0.0)
     d_optimizer.zero_grad()
     d_loss.backward()
@@ -208,7 +276,7 @@ def train_step(generator, discriminator, g_optimizer, d_optimizer, real, z, amp=
     # while it is frozen, they aren't computed.
     discriminator.requires_grad_(False)
     with torch.autocast(real.device.type, torch.bfloat16, enabled=amp):
-        g_loss = bce(discriminator(fake), 1.0)
+        g_loss = bce(discriminator(fake, labels), 1.0)
     g_optimizer.zero_grad()
     g_loss.backward()
     average_gradients(generator)
@@ -221,11 +289,11 @@ def train_step(generator, discriminator, g_optimizer, d_optimizer, real, z, amp=
 
 
 @torch.no_grad()
-def update_ema(ema, generator, decay):
-    """Move the averaged generator towards the current one: ema <- decay ema + (1 - decay) G."""
+def update_ema(ema, generator, share):
+    """Move the averaged generator towards the current one: ema <- (1 - share) ema + share G."""
     for mean, value in zip(ema.state_dict().values(), generator.state_dict().values(), strict=True):
         if mean.is_floating_point():  # all but BatchNorm's counter of batches, which nothing reads
-            mean.lerp_(value, 1 - decay)
+            mean.lerp_(value, share)
 
 
 def train(generator, discriminator, ema, optimizers, data, args, epoch):
@@ -238,7 +306,7 @@ def train(generator, discriminator, ema, optimizers, data, args, epoch):
     :param torch.nn.Module discriminator: D
     :param torch.nn.Module ema: moving average of G, updated in place
     :param tuple optimizers: of G's parameters, and of D's
-    :param common.data.Dataset data: images, uint8, (N, C, 28, 28), on the device; labels, (N,)
+    :param common.data.Dataset data: images, uint8, (N, C, H, W), and labels, (N,), on the device
     :param argparse.Namespace args: seed, batch_size, z_dim, ema, amp, dry_run
     :param int epoch: from 1
     :return: a row of metrics.csv: epoch, the means over the epoch and over all processes of d_loss,
@@ -247,23 +315,29 @@ def train(generator, discriminator, ema, optimizers, data, args, epoch):
     """
     began = time.time()
     rank, world = ranks()
-    count = len(data.images)
     device = data.images.device
-    steps = 1 if args.dry_run else count // (args.batch_size * world)
-    order = torch.randperm(count, generator=make_rng("cpu", args.seed, epoch)).to(device)
+    steps = count_steps(data, args)
+    order = torch.randperm(len(data.images), generator=make_rng("cpu", args.seed, epoch)).to(device)
     rng = make_rng(device, args.seed, epoch, rank + 1)
     torch.manual_seed(rng.initial_seed())  # for what takes no generator, such as dropout in a copy
+    # With a fixed decay, the random initial weights would dominate a short run's average.
+    seen = range((epoch - 1) * steps, epoch * steps)
+    decays = [min(args.ema, (1 + step) / (10 + step)) for step in seen]
+    shares = torch.tensor([1 - decay for decay in decays], device=device)
     # The sums stay on the device: reading a number per batch would stall the GPU.
     totals = torch.zeros(4, device=device)
-    for step in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=rank > 0 or None):
-        first = (step * world + rank) * args.batch_size
-        chosen = order[first : first + args.batch_size]
+
+    def step(chosen, z, share):
         real = data.images[chosen].float().div_(255)
+        labels = data.labels[chosen]
+        totals.add_(train_step(generator, discriminator, optimizers, real, labels, z, args.amp))
+        update_ema(ema, generator, share)
+
+    step = captured(step, device, optimizers)
+    for i in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=rank > 0 or None):
+        first = (i * world + rank) * args.batch_size
         z = draw_z(args.batch_size, args, rng)
-        totals += train_step(generator, discriminator, *optimizers, real, z, args.amp)
-        # With a fixed decay, the random initial weights would dominate a short run's average.
-        seen = (epoch - 1) * steps + step
-        update_ema(ema, generator, min(args.ema, (1 + seen) / (10 + seen)))
+        step(order[first : first + args.batch_size], z, shares[i])
     average_over_ranks(totals)
     d_loss, g_loss, d_real, d_fake = (total / steps for total in totals.tolist())
     speed = steps * args.batch_size * world / (time.time() - began)
@@ -271,12 +345,33 @@ def train(generator, discriminator, ema, optimizers, data, args, epoch):
             "images_per_second": round(speed, 1)}  # fmt: skip
 
 
+def count_steps(data, args):
+    """Count the steps of an epoch; what fills no batch is left out, other images each epoch."""
+    return 1 if args.dry_run else len(data.images) // (args.batch_size * ranks()[1])
+
+
 @torch.no_grad()
-def generate(ema, z):
-    """Turn noise, (N, z_dim), into images, 500 at a time: yield (n, C, 28, 28), in [0, 1]."""
+def generate(ema, z, labels=None):
+    """Draw images, 500 at a time.
+
+    :param torch.nn.Module ema: the generator
+    :param torch.Tensor z: noise, (N, z_dim)
+    :param torch.Tensor labels: the classes to draw, (N,), which a conditional GAN needs
+    :return: (n, C, H, W), in [0, 1]
+    :rtype: Iterator[torch.Tensor]
+    """
     ema.eval()  # in train mode BatchNorm would make each sample depend on the others
-    for chunk in z.split(500):
-        yield ema(chunk.to(next(ema.parameters()).device))
+    device = next(ema.parameters()).device
+    if labels is None:
+        labels = torch.zeros(len(z), dtype=torch.int64)
+    for chunk, kinds in zip(z.split(500), labels.split(500), strict=True):
+        yield ema(chunk.to(device), kinds.to(device))
+
+
+def draw_labels(n, counts, rng):
+    """Draw n classes, (n,), as often as the data have them, counts, (K,)."""
+    shares = torch.as_tensor(counts, dtype=torch.float64)
+    return torch.multinomial(shares, n, replacement=True, generator=rng)
 
 
 def interpolate(a, b, n):
@@ -298,27 +393,81 @@ def interpolate(a, b, n):
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
-def test(ema, z, epoch):
-    """Draw the same 64 samples every epoch, and a walk from the first to the last.
+def test(ema, z, classes, args, epoch):
+    """Draw from the same noise every epoch.
+
+    Without classes 64 samples, and a walk from the first to the last; else each class from the
+    same few noise vectors.
 
     :param torch.nn.Module ema: the generator to look at
     :param torch.Tensor z: the fixed noise, (64, z_dim)
+    :param int classes: of the data
+    :param argparse.Namespace args: conditional
     :param int epoch: for the caption
     :return: the picture, uint8, (H, W, 3)
     :rtype: numpy.ndarray
     """
-    columns = 8
-    samples = torch.cat(list(generate(ema, z)))
-    walk = torch.cat(list(generate(ema, interpolate(z[0], z[-1], columns))))
-    grid = np.concatenate([to_grid(samples, columns), to_grid(walk, columns)])
-    text = f"epoch {epoch}      last row: a walk from the first sample to the last"
-    return add_caption(grid, text)
+    if not args.conditional:
+        walk = interpolate(z[0], z[-1], COLUMNS)
+        samples = torch.cat(list(generate(ema, torch.cat([z, walk]))))
+        text = f"epoch {epoch}      last row: a walk from the first sample to the last"
+        return add_caption(to_grid(samples, COLUMNS), text)
+    lines = -(-classes // WIDEST)  # a row for each noise vector; more than one, where it is long
+    columns = -(-classes // lines)
+    labels = torch.arange(classes)
+    rows = []
+    for noise in z[: COLUMNS // lines]:
+        samples = torch.cat(list(generate(ema, noise.expand(classes, -1), labels)))
+        rows.append(to_grid(samples, columns))
+    return add_caption(np.concatenate(rows), f"epoch {epoch}      one class a column, one z a row")
 
 
-def score(ema, scorer, args):
-    """Score a generator, always on the same noise, which nothing else uses."""
+def score(ema, scorer, counts, args):
+    """Score a generator, always on the same noise and classes, which nothing else uses."""
     rng = make_rng("cpu", args.seed, 0)  # training's keys start at epoch 1
-    return scorer.score(generate(ema, draw_z(scorer.samples, args, rng)))
+    z = draw_z(scorer.samples, args, rng)
+    labels = draw_labels(scorer.samples, counts, rng)
+    return scorer.score(generate(ema, z, labels), labels if args.conditional else None)
+
+
+def write_text(ema, text, classes, args, rng):
+    """Write a text, each character drawn anew.
+
+    :param torch.nn.Module ema: a conditional generator
+    :param str text: characters that the data have, and spaces
+    :param list[str] classes: names of the classes
+    :param argparse.Namespace args: z_dim
+    :param torch.Generator rng: where the noise comes from
+    :return: the picture, (C, H, W'), in [0, 1]
+    :rtype: torch.Tensor
+    :raises UserError: if the data lack a character
+    """
+    letters = "".join(text.split())
+    labels = torch.tensor([find_letter(classes, letter) for letter in letters])
+    images = torch.cat(list(generate(ema, draw_z(len(letters), args, rng), labels))).cpu()
+    space = torch.zeros_like(images[0, :, :, : args.size // 3])
+    parts = []
+    drawn = iter(images)
+    for letter in " ".join(text.split()):
+        parts.append(space if letter == " " else trim(next(drawn)))
+    return torch.cat(parts, 2)
+
+
+def find_letter(classes, letter):
+    """Return the class of a character, in the other case if the data know only that one."""
+    for name in (letter, letter.upper(), letter.lower()):
+        if name in classes:
+            return classes.index(name)
+    raise UserError(f"the data have no {letter}, only {' '.join(classes)[:80]}: leave it out")
+
+
+def trim(image):
+    """Cut the empty columns off the sides of a character, (C, H, W), but for a narrow margin."""
+    ink = (image.amax((0, 1)) > 0.3).nonzero().flatten()
+    if len(ink) == 0:
+        return image
+    first = max(ink[0].item() - 1, 0)
+    return image[:, :, first : ink[-1].item() + 2]
 
 
 # ------------------------------------------------------------------------------------ the script
@@ -343,7 +492,13 @@ def get_parser():
     group.add_argument("--glyphs", type=positive_int, default=20_000,
                        help="how many glyphs to draw (default: %(default)s)")
 
+    group.add_argument("--size", type=int, default=28, choices=range(16, 132, 4), metavar="SIDE",
+                       help="side that images are resized to, in pixels, a multiple of 4 from 16 "
+                            "to 128 (default: %(default)s)")
+
     group = parser.add_argument_group("model")
+    group.add_argument("--conditional", action="store_true",
+                       help="tell both networks the classes, so that any can be asked for")
     group.add_argument("--width", type=number(float, 0.02, 16), default=1.0,
                        help="scales all channels; 0.5 suits a small CPU (default: %(default)s)")
     group.add_argument("--z-dim", type=positive_int, default=100,
@@ -359,7 +514,7 @@ def get_parser():
     group.add_argument("--optimizer", default="adam", choices=("adam", "sgd"),
                        help="adam, or SGD with Nesterov momentum 0.9 (default: %(default)s)")
     group.add_argument("--lr", type=positive_float,
-                       help="learning rate (default: 1e-3 for adam, 0.01 for sgd)")
+                       help="learning rate (default: 5e-4 / width for adam, 0.01 for sgd)")
     group.add_argument("--ema", type=number(float, 0, 0.99999), default=0.999,
                        help="decay of the moving average of G that is sampled; 0 for G itself "
                             "(default: %(default)s)")
@@ -374,15 +529,21 @@ def get_parser():
     either = group.add_mutually_exclusive_group()
     either.add_argument("--resume", metavar="RUN",
                         help="continue a run after its last complete epoch")
-    either.add_argument("--sample", metavar="RUN", help="draw samples from a run, don't train")
+    either.add_argument("--sample", metavar="RUN",
+                        help="draw samples from a run, or its generator.pt, without training; "
+                             "pretrained: EMNIST's letters and digits")
     group.add_argument("-n", type=number(int, 1, 1_000_000), default=64,
                        help="how many samples --sample draws; the grid shows 1,024 at most "
                             "(default: %(default)s)")
+    group.add_argument("--class", dest="only", metavar="NAME",
+                       help="with --sample, of a conditional run: draw this class only")
+    group.add_argument("--text",
+                       help="with --sample, of a conditional run: write this text")
+    group.add_argument("--pngs", action="store_true",
+                       help="with --sample: also write each sample as a PNG of its own")
     group.add_argument("--fid", metavar="CLASSIFIER",
                        help="score 10,000 samples after each epoch, or with --sample; a run of "
                             "train_classifier.py")
-    group.add_argument("--gif-every", type=positive_int, default=1,
-                       help="epochs between the GIF's frames (default: %(default)s)")
     group.add_argument("--tensorboard", action="store_true",
                        help="also write TensorBoard's event files")
     group.add_argument("--dry-run", action="store_true",
@@ -396,12 +557,15 @@ def make_optimizer(network, args):
     if args.optimizer == "sgd":
         return torch.optim.SGD(network.parameters(), args.lr or 0.01, momentum=0.9, nesterov=True)
     # Fused: one pass over the weights instead of a dozen, on a CPU too.
-    return torch.optim.Adam(network.parameters(), args.lr or 1e-3, betas=(0.5, 0.999), fused=True)
+    # A unit's output moves by as much as its weights together: the more inputs it has, the smaller
+    # the step of each.
+    lr = args.lr or 5e-4 / args.width
+    return torch.optim.Adam(network.parameters(), lr, betas=(0.5, 0.999), fused=True)
 
 
 def load_data(args, train=True):
     """Load the training or the test half of the data."""
-    return load_dataset(args.dataset, args.data_dir, train, args.split, SIDE, args.glyphs)
+    return load_dataset(args.dataset, args.data_dir, train, args.split, args.size, args.glyphs)
 
 
 def load_scorer(args, device):
@@ -419,6 +583,16 @@ def load_scorer(args, device):
     return Scorer(load_classifier(args.fid, device), train_half, test_half, samples)
 
 
+def tell_steps(steps, args):
+    """Print how many steps the run has, and a warning if those are few."""
+    if not is_first():
+        return
+    print(f"steps    {steps:,} an epoch, {steps * args.epochs:,} in all")
+    if steps * args.epochs < SHORT and not args.dry_run:
+        print(f"warning: samples are grey at first: below {SHORT:,} steps expect little; raise "
+              "--epochs, or lower --batch-size", file=sys.stderr)  # fmt: skip
+
+
 def print_row(row):
     """Print one line for an epoch, and warn if D has won."""
     line = (f"epoch {row['epoch']:3d}   D loss {row['d_loss']:.3f}   G loss {row['g_loss']:.3f}   "
@@ -426,6 +600,8 @@ def print_row(row):
             f"{row['images_per_second']:,.0f} images/s")  # fmt: skip
     if "fid" in row:
         line += f"   FID {row['fid']:.3f}"
+    if "recognised" in row:
+        line += f"   recognised {100 * row['recognised']:.1f} %"
     print(line, flush=True)
     if row["d_real"] > 0.9 and row["d_fake"] < 0.1:
         print(
@@ -436,28 +612,79 @@ def print_row(row):
 def sample(args, argv):
     """Draw samples from a finished run, without training."""
     started = time.time()
-    state = load_checkpoint(args.sample, SCRIPT)
+    state = load_checkpoint(PRETRAINED if args.sample == "pretrained" else args.sample, SCRIPT)
     run_args = get_parser().parse_args([])
     vars(run_args).update(state["args"])  # the networks and the data are the run's own
     vars(run_args).update(fid=args.fid, data_dir=args.data_dir, seed=args.seed)
+    if (args.only or args.text) and not run_args.conditional:
+        raise UserError(f"{args.sample} was told of no classes: train with --conditional")
     device = set_up(args.cuda, args.seed, args.device)
-    ema, _ = make_networks(run_args, channels=state["shape"][1])
+    classes = state["classes"]
+    ema, _ = make_networks(run_args, state["shape"][1], len(classes))
     restore({"ema": ema}, state)
     ema.to(device)
+    rng = make_rng("cpu", args.seed)
+    text = None
+    if args.text:
+        lines = textwrap.wrap(args.text, LINE) or [""]
+        text = stack([write_text(ema, line, classes, run_args, rng) for line in lines])
     scorer = load_scorer(run_args, device)
     folder = open_run(SCRIPT, args.out)
     if not is_first():
         return {}
-    z = draw_z(args.n, run_args, make_rng("cpu", args.seed))
-    images = torch.cat([chunk.cpu() for chunk in generate(ema, z)])
-    columns = 8 if args.n <= 64 else 32
-    save_png(folder / "samples.png", to_grid(images[:1024], columns))
-    with replacing(folder / "samples.npz") as part:
-        np.savez_compressed(part, images=(images * 255).round().byte().numpy())
-    fid = scorer.report(score(ema, scorer, run_args)) if scorer else None
-    print(f"{args.n} samples after {len(state['history'])} epochs: {folder}/samples.png, .npz")
+
+    epochs = len(state["history"])
+    if args.text:
+        save_png(folder / "text.png", to_grid(text[None], 1, scale=4))
+        print(f"{args.text!r} after {epochs} epochs: {folder}/text.png")
+    else:
+        z = draw_z(args.n, run_args, rng)
+        labels = draw_labels(args.n, state["counts"], rng)
+        if args.only:
+            labels.fill_(find_class(classes, args.only))
+        images = torch.cat([chunk.cpu() for chunk in generate(ema, z, labels)])
+        columns = COLUMNS if args.n <= 64 else 32
+        save_png(folder / "samples.png", to_grid(images[:1024], columns))
+        with replacing(folder / "samples.npz") as part:
+            pixels = (images * 255).round().byte().numpy()
+            np.savez_compressed(part, images=pixels, labels=labels.numpy())
+        if args.pngs:
+            (folder / "samples").mkdir(exist_ok=True)
+            for i, image in enumerate(images):
+                picture = to_grid(image[None], 1, scale=1, gap=0)
+                save_png(folder / f"samples/{i:06d}.png", picture)
+        print(f"{args.n} samples after {epochs} epochs: {folder}/samples.png, .npz")
+    fid = scorer.report(score(ema, scorer, state["counts"], run_args)) if scorer else None
     return write_metrics(folder, args, argv, started, device, script=SCRIPT,
                          dataset=run_args.dataset, fid=fid)  # fmt: skip
+
+
+def stack(lines):
+    """Put lines of text, (C, H, W) of any widths, below each other."""
+    widest = max(line.shape[2] for line in lines)
+    return torch.cat([pad(line, (0, widest - line.shape[2])) for line in lines], 1)
+
+
+def save_generator(path, ema, state):
+    """Write what --sample needs, and no more: of the weights half the digits, a few MB."""
+    weights = {}
+    for name, value in ema.state_dict().items():
+        weights[name] = value.half() if value.ndim > 1 else value
+    kept = {key: state[key] for key in ("script", "args", "shape", "classes", "counts", "history")}
+    save_checkpoint(path, {**kept, "ema": weights})
+
+
+def choose_frames(epochs, pixels):
+    """Choose the epochs that the GIF shows, so that it keeps below some 10 MB.
+
+    :param int epochs: the last one
+    :param int pixels: of one frame
+    :return: from 0 to the last, in equal steps but the last one
+    :rtype: list[int]
+    """
+    most = min(50, GIF_PIXELS // pixels)
+    every = max(1, -(-epochs // max(1, most)))
+    return sorted({*range(0, epochs, every), epochs})
 
 
 def main(argv=None):
@@ -473,6 +700,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.sample:
         return sample(args, argv)
+    if args.only or args.text or args.pngs:
+        raise UserError("--class, --text and --pngs draw from a finished run: add --sample RUN")
     state = None
     if args.resume:
         state = load_checkpoint(args.resume, SCRIPT)
@@ -484,16 +713,24 @@ def main(argv=None):
         args.dataset = "glyphs" if args.dataset == "auto" else args.dataset
 
     device = set_up(args.cuda, args.seed, args.device)
-    data = check_dataset(load_data(args), SIDE)
+    data = check_dataset(load_data(args), args.size)
     args.dataset = data.name  # "auto" is decided once: a resumed run must find the same data
     data = data._replace(images=data.images.to(device), labels=data.labels.to(device))
     images = data.images
     if len(images) < args.batch_size * ranks()[1]:
         raise UserError(f"{len(images)} images don't fill one batch: lower --batch-size")
+    if args.conditional and len(data.classes) < 2:
+        raise UserError(f"{args.data_dir} has one class only: leave out --conditional")
+    counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist()
+    tell_steps(count_steps(data, args), args)
 
-    generator, discriminator = make_networks(args, channels=images.shape[1])
-    generator.to(device)
-    discriminator.to(device)
+    generator, discriminator = make_networks(args, images.shape[1], len(data.classes))
+    # cuDNN is faster in float32 with channels first.
+    layout = torch.contiguous_format if device.type == "cuda" and not args.amp else None
+    for network in (generator, discriminator):
+        network.to(device)
+        if layout:
+            network.to(memory_format=layout)
     init_brightness(generator, images)
     ema = copy.deepcopy(generator)
     optimizers = (make_optimizer(generator, args), make_optimizer(discriminator, args))
@@ -502,7 +739,9 @@ def main(argv=None):
              "g_optimizer": optimizers[0], "d_optimizer": optimizers[1]}  # fmt: skip
 
     scorer = load_scorer(args, device)
-    ceiling = score(ema, scorer, args) if scorer else None  # the score of the untrained generator
+    ceiling = (
+        score(ema, scorer, counts, args) if scorer else None
+    )  # the score of the untrained generator
     floor = scorer.floor["fid"] if scorer else None
 
     history = []
@@ -538,12 +777,12 @@ def main(argv=None):
                     )
             if not is_first():
                 continue
-            picture = test(ema, fixed_z, epoch)
+            picture = test(ema, fixed_z, len(data.classes), args, epoch)
             save_png(folder / f"samples/epoch_{epoch:03d}.png", picture)
             if epoch > 0:
                 if scorer:
-                    scores = score(ema, scorer, args)
-                    row.update({name: scores[name] for name in SCORES})
+                    scores = score(ema, scorer, counts, args)
+                    row.update({name: scores[name] for name in SCORES if name in scores})
                 history.append(row)
                 print_row(row)
                 write_csv(folder / "metrics.csv", history)
@@ -555,6 +794,8 @@ def main(argv=None):
                 "script": SCRIPT,
                 "args": vars(args),
                 "shape": list(images.shape),
+                "classes": data.classes,
+                "counts": counts,
                 "history": history,
                 "seconds": time.time() - started,
                 "floor": floor,
@@ -564,13 +805,15 @@ def main(argv=None):
     if not is_first():
         return {}
 
-    save_png(folder / "data.png", to_grid(images[:: len(images) // 64 or 1][:64] / 255, columns=8))
+    save_generator(folder / "generator.pt", ema, state)
+    some = images[:: len(images) // 64 or 1][:64]
+    save_png(folder / "data.png", to_grid(some / 255, COLUMNS))
     plot_curves(folder / "losses.png", history, PANELS, {"fid": floor} if floor else None)
-    shown = sorted({*range(0, args.epochs, args.gif_every), args.epochs})
+    shown = choose_frames(args.epochs, picture.shape[0] * picture.shape[1])
     files = [folder / f"samples/epoch_{epoch:03d}.png" for epoch in shown]
     save_gif(folder / "epochs.gif", [np.asarray(open_picture(f)) for f in files if f.is_file()])
     print(f"look at  {folder}/epochs.gif, losses.png and samples/epoch_{args.epochs:03d}.png")
-    fid = scorer.report(score(ema, scorer, args), ceiling) if scorer else None
+    fid = scorer.report(score(ema, scorer, counts, args), ceiling) if scorer else None
     return write_metrics(folder, args, argv, started, device, script=SCRIPT, dataset=data.name,
                          epochs=history, fid=fid)  # fmt: skip
 

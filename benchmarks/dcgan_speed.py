@@ -40,7 +40,7 @@ CHANGES = ("nn.Linear", "channels first", "unfused Adam", "D not frozen for G",
 def make_networks(args, device):
     """Build G and D as train_dcgan.py does, always with the same weights."""
     torch.manual_seed(0)
-    generator, discriminator = train_dcgan.make_networks(args, channels=1)
+    generator, discriminator = train_dcgan.make_networks(args, 1, 10)
     return generator.to(device), discriminator.to(device)
 
 
@@ -131,6 +131,7 @@ def our_loop(images, args, device, change=None):
             optimizer.param_groups[0]["fused"] = False
     ema = copy.deepcopy(generator)
     images = images.to(device)
+    labels = torch.zeros(args.batch_size, dtype=torch.int64, device=device)  # which nothing reads
     rng = make_rng(device, 0)
     amp = change == "bfloat16"
 
@@ -141,9 +142,11 @@ def our_loop(images, args, device, change=None):
         for chosen in order.split(args.batch_size)[:n]:
             real = images[chosen].float().div_(255)
             z = train_dcgan.draw_z(args.batch_size, args, rng)
-            totals += train_dcgan.train_step(generator, discriminator, *optimizers, real, z, amp)
+            totals += train_dcgan.train_step(
+                generator, discriminator, optimizers, real, labels, z, amp
+            )
             if change != "no EMA":
-                train_dcgan.update_ema(ema, generator, args.ema)
+                train_dcgan.update_ema(ema, generator, 1 - args.ema)
         totals.tolist()  # waits for the GPU
         return time.perf_counter() - started
 

@@ -19,6 +19,7 @@ from torch.overrides import has_torch_function
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+WARM_UP = 3  # calls before a CUDA graph is recorded
 LIMITS = {nn.ReLU: float("inf"), nn.ReLU6: 6.0}  # where the activation becomes flat again
 
 
@@ -83,6 +84,56 @@ def speed_up_linear(network):
     for module in network.modules():
         if type(module) is nn.Linear:
             module.__class__ = FastLinear
+
+
+def captured(step, device, optimizers=()):
+    """Turn a step of a training into one CUDA graph; elsewhere return it as it is.
+
+    A step of small kernels takes a GPU less time than it takes Python to launch them. As a graph
+    they are launched together. The first calls run as they are: libraries choose their algorithms,
+    and optimizers make their state. The next is recorded; all later ones copy their arguments over
+    those of the recorded call, and replay it.
+
+    :param Callable step: from tensors on the device to a tensor or nothing; it may change networks,
+        optimizers and sums in place, and must not ask the GPU for a number
+    :param torch.device device: where it computes
+    :param Iterable[torch.optim.Optimizer] optimizers: those that it uses
+    :return: the same function; its arguments must keep their shapes, and what it returns is
+        overwritten by the next call
+    :rtype: Callable
+    """
+    # Gradients of several processes are averaged by NCCL, between the launches.
+    if device.type != "cuda" or torch.distributed.is_initialized():
+        return step
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["capturable"] = True
+        optimizer._warned_capturable_if_run_uncaptured = True  # the first calls run uncaptured
+    side = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    arguments = []
+    results = []
+    calls = 0
+
+    def call(*tensors):
+        nonlocal calls
+        calls += 1
+        if calls <= WARM_UP:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                result = step(*tensors)
+            torch.cuda.current_stream().wait_stream(side)
+            return result
+        if not arguments:
+            arguments.extend(tensor.clone() for tensor in tensors)
+            with torch.cuda.graph(graph):
+                results.append(step(*arguments))
+        for argument, tensor in zip(arguments, tensors, strict=True):
+            argument.copy_(tensor)
+        graph.replay()
+        return results[0]
+
+    return call
 
 
 def use_channels_last(network):

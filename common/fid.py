@@ -17,7 +17,7 @@ from common.errors import UserError
 SAMPLES = 10_000  # as many pictures of each kind; with fewer, the distance is biased upwards
 FEWEST = 10  # with so few it says little, with one or two nothing
 NEIGHBOURHOOD = 5_000  # of these, for precision and recall, whose cost is quadratic
-SCORES = ("fid", "precision", "recall", "class_distance", "largest_class")
+SCORES = ("fid", "precision", "recall", "class_distance", "largest_class", "recognised")
 
 
 @torch.no_grad()
@@ -127,7 +127,8 @@ class Scorer:
             )
         self.classifier = classifier
         self.samples = samples
-        self.real, self.real_counts = self.look(self.pick(test.images))
+        self.real, predicted = self.look(self.pick(test.images))
+        self.real_counts = self.count(predicted)
         self.gaussian = fit_gaussian(self.real)
         self.near = self.real[:NEIGHBOURHOOD]
         self.radii = radii(self.near)
@@ -153,30 +154,36 @@ class Scorer:
             yield images[chunk.to(images.device)].float() / 255
 
     def look(self, batches):
-        """Read features, (N, F), and count how many pictures are taken for each class, (K,)."""
+        """Read features, (N, F), and predict the classes, (N,)."""
         network = self.classifier.network
         seen, predicted = [], []
         for batch in batches:
             found, logits = features(network, batch.to(self.classifier.device))
             seen.append(found)
             predicted.append(logits.argmax(1))
-        counts = torch.cat(predicted).bincount(minlength=logits.shape[1])
-        return torch.cat(seen), counts
+        return torch.cat(seen), torch.cat(predicted)
 
-    def score(self, batches):
+    def count(self, predicted):
+        """Count how many pictures are taken for each class, (K,)."""
+        return predicted.bincount(minlength=len(self.classifier.classes))
+
+    def score(self, batches, labels=None):
         """Score pictures.
 
         :param Iterable[torch.Tensor] batches: (n, C, H, W), in [0, 1]
+        :param torch.Tensor labels: the classes that they were to show, (N,), where they were told
         :return: by the names in SCORES: the Fréchet distance, precision and recall, the total
             variation distance of predicted classes from the test images', the largest class's
-            share; and "classes", how many were taken for each
+            share, with labels the share recognised as what they were to show; and "classes", how
+            many were taken for each
         :rtype: dict
         """
-        generated, counts = self.look(batches)
+        generated, predicted = self.look(batches)
         near = generated[: len(self.near)]  # as many of both, or one number would gain by it
+        counts = self.count(predicted)
         share = counts.double() / counts.sum()
         expected = self.real_counts.double() / self.real_counts.sum()
-        return {
+        scores = {
             "fid": frechet_distance(fit_gaussian(generated), self.gaussian),
             "precision": coverage(near, self.near, self.radii),
             "recall": coverage(self.near, near, radii(near)),
@@ -184,6 +191,9 @@ class Scorer:
             "largest_class": share.max().item(),
             "classes": dict(zip(self.classifier.classes, counts.tolist(), strict=True)),
         }
+        if labels is not None:
+            scores["recognised"] = (predicted.cpu() == labels).double().mean().item()
+        return scores
 
     def report(self, final, ceiling=None):
         """Put scores beside what they are to be read against, for metrics.json.

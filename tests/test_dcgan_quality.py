@@ -27,7 +27,7 @@ class FakeScorer:
         self.floor = {"fid": 0.5}
         self.seen = []
 
-    def score(self, batches):
+    def score(self, batches, labels):
         """Take the mean grey for FID."""
         self.seen.append(torch.cat(list(batches)))
         return {"fid": self.seen[-1].mean().item(), "precision": 0.5, "recall": 0.5,
@@ -35,10 +35,11 @@ class FakeScorer:
 
 
 @pytest.fixture
-def images():
+def data():
     """Make 84 images of noise: 5 batches of 16 an epoch, and 4 left over."""
     rng = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (84, 1, 28, 28), dtype=torch.uint8, generator=rng)
+    images = torch.randint(0, 256, (84, 1, 28, 28), dtype=torch.uint8, generator=rng)
+    return Dataset("noise", images, torch.arange(84) % 3, list("abc"))
 
 
 def get_args(*words):
@@ -46,58 +47,58 @@ def get_args(*words):
     return train_dcgan.get_parser().parse_args([*FLAGS, *words])
 
 
-def test_scores_come_at_equal_numbers_of_images(images):
-    """8 scores, each after the first batch that fills its eighth, over the ends of epochs."""
-    rows = dcgan_quality.measure("ours", get_args(), images, FakeScorer(), CPU, 256)
-    assert [row["images"] for row in rows] == [32 * i for i in range(1, 9)]
-    rows = dcgan_quality.measure("ours", get_args(), images, FakeScorer(), CPU, 200)
-    assert [row["images"] for row in rows] == [32, 64, 80, 112, 128, 160, 176, 208]
-    assert len({row["fid"] for row in rows}) == 8
+def test_scores_come_after_the_batch_that_fills_the_mark(data):
+    """Over the ends of epochs, too."""
+    rows = dcgan_quality.measure("ours", get_args(), data, FakeScorer(), [25, 80, 90, 208])
+    assert [row["images"] for row in rows] == [32, 80, 96, 208]
+    assert len({row["fid"] for row in rows}) == 4
+    assert all(0 < row["d_fake"] < 1 for row in rows)
 
 
-def test_scoring_in_between_changes_nothing(images, monkeypatch):
+def test_scoring_in_between_changes_nothing(data):
     """Training that was stopped for each score ends where an uninterrupted one does."""
     often = FakeScorer()
-    dcgan_quality.measure("ours", get_args(), images, often, CPU, 160)
-    monkeypatch.setattr(dcgan_quality, "POINTS", 1)
+    dcgan_quality.measure("ours", get_args(), data, often, [20, 60, 100, 160])
     once = FakeScorer()
-    dcgan_quality.measure("ours", get_args(), images, once, CPU, 160)
+    dcgan_quality.measure("ours", get_args(), data, once, [160])
     assert torch.equal(often.seen[-1], once.seen[-1])
 
 
-def test_ours_is_what_the_script_trains(images):
+@pytest.mark.parametrize(("recipe", "flags"), [("ours", []), ("labels", ["--conditional"])])
+def test_ours_is_what_the_script_trains(recipe, flags, data):
     """The same batches, noise and average as train() in train_dcgan.py, bit for bit."""
-    args = get_args("--seed", "3")
+    args = get_args("--seed", "3", *flags)
     scorer = FakeScorer()
-    dcgan_quality.measure("ours", args, images, scorer, CPU, 160)
+    dcgan_quality.measure(recipe, args, data, scorer, [160])
     torch.manual_seed(3)
-    generator, discriminator = train_dcgan.make_networks(args, 1)
-    train_dcgan.init_brightness(generator, images)
+    generator, discriminator = train_dcgan.make_networks(args, 1, 3)
+    train_dcgan.init_brightness(generator, data.images)
     ema = copy.deepcopy(generator)
     optimizers = [train_dcgan.make_optimizer(n, args) for n in (generator, discriminator)]
-    data = Dataset("noise", images, torch.zeros(84, dtype=torch.int64), ["noise"])
     for epoch in (1, 2):
         train_dcgan.train(generator, discriminator, ema, optimizers, data, args, epoch)
-    train_dcgan.score(ema, scorer, args)
+    train_dcgan.score(ema, scorer, [28, 28, 28], args)
     assert torch.equal(scorer.seen[-1], scorer.seen[-2])
 
 
 @pytest.mark.parametrize("recipe", dcgan_quality.RECIPES)
-def test_recipes_differ_as_they_say(recipe, images):
+def test_recipes_differ_as_they_say(recipe, data):
     """Only the post's D has plain ReLUs and PyTorch's initial weights; only ours starts bright."""
     flags = dcgan_quality.RECIPES[recipe].split()
     args = train_dcgan.get_parser().parse_args([*flags, "--width", "0.5"])
     torch.manual_seed(0)
-    generator, discriminator = dcgan_quality.make_networks(recipe, args, images // 4)
-    mean = generator(torch.randn(64, 100)).mean().item()
-    assert (abs(mean - 0.125) < 0.02) == (recipe == "ours")
+    dark = data._replace(images=data.images // 4)
+    generator, discriminator = dcgan_quality.make_networks(recipe, args, dark)
+    labels = torch.zeros(64, dtype=torch.int64)
+    mean = generator(torch.randn(64, 100), labels).mean().item()
+    assert (abs(mean - 0.125) < 0.02) == (recipe in ("ours", "labels"))
     slopes = {m.negative_slope for m in discriminator.modules() if type(m) is nn.LeakyReLU}
     assert slopes == ({0.0} if recipe == "post" else {0.2})
-    assert (discriminator[4].weight.std().item() < 0.019) == (recipe == "post")
-    assert (args.ema == 0) == (recipe != "ours")
+    assert (discriminator.layers[4].weight.std().item() < 0.019) == (recipe == "post")
+    assert (args.ema == 0) == (recipe in ("post", "examples"))
 
 
-def test_a_run_is_measured_once(images, tmp_path, monkeypatch):
+def test_a_run_is_measured_once(data, tmp_path, monkeypatch):
     """The same settings are read from the file; other settings are measured."""
     calls = []
 
@@ -107,35 +108,37 @@ def test_a_run_is_measured_once(images, tmp_path, monkeypatch):
 
     monkeypatch.setattr(dcgan_quality, "measure", measure)
 
-    def once(*flags, total=160):
+    def once(*flags, marks=(160,)):
         return dcgan_quality.measure_once(
-            tmp_path, "ours", [*FLAGS, *flags], images, FakeScorer(), CPU, total
+            tmp_path, "ours", [*FLAGS, *flags], data, FakeScorer(), marks
         )
 
     assert once() == once() == [{"fid": 1.0}]
     assert once("--ema", "0") == [{"fid": 2.0}]
-    assert once("--ema", "0", total=320) == [{"fid": 3.0}]
+    assert once("--ema", "0", marks=(320,)) == [{"fid": 3.0}]
     monkeypatch.setattr(
         train_dcgan, "make_optimizer", lambda model, _: torch.optim.SGD(model.parameters(), lr=7)
     )  # another default learning rate
-    assert once("--ema", "0", total=320) == [{"fid": 4.0}]
+    assert once("--ema", "0", marks=(320,)) == [{"fid": 4.0}]
 
 
 def test_images_to_reach_is_the_first_time_that_the_mean_is_low_enough():
-    """A share of all images, or None if it never is."""
-    runs = [[{"fid": float(fid + shift)} for fid in range(8, 0, -1)] for shift in (-0.5, 0.5)]
-    assert dcgan_quality.images_to_reach(runs, 5.0) == 0.5
-    assert dcgan_quality.images_to_reach(runs, 100) == 1 / 8
+    """How many images there were, or None if it never is."""
+    runs = [
+        [{"images": 10 * i, "fid": 9 - i + shift} for i in range(1, 9)] for shift in (-0.5, 0.5)
+    ]
+    assert dcgan_quality.images_to_reach(runs, 5.0) == 40
+    assert dcgan_quality.images_to_reach(runs, 100) == 10
     assert dcgan_quality.images_to_reach(runs, 0.9) is None
 
 
 def test_the_report_is_the_mean_of_the_seeds(capsys):
     """The table's last line is RESULT, with the figures by name."""
-    rows = [{"fid": 9.0 - i, "precision": 0.5, "recall": 0.25, "images": 80, "seconds": 2.0}
-            for i in range(8)]  # fmt: skip
+    rows = [{"fid": 9.0 - i, "precision": 0.5, "recall": 0.25, "images": 80 + i, "d_real": 0.6,
+             "d_fake": 0.4} for i in range(8)]  # fmt: skip
     other = [{**row, "fid": row["fid"] + 1} for row in rows]
     dcgan_quality.report({"examples": [rows, other], "ours": [rows, rows]}, 0.5)
     table, result = capsys.readouterr().out.split("RESULT ")
     assert '"fid_examples": 2.5' in result
-    assert '"images_to_reach_examples_final": 1.0' in result
-    assert "2.500 ± 0.707" in table
+    assert '"images_to_reach_examples_best": 87' in result
+    assert "2.50 ± 0.71" in table

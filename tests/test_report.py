@@ -101,7 +101,8 @@ def masks(tmp_path):
 @pytest.fixture
 def gan(tmp_path):
     """Make a run of train_dcgan.py of many epochs."""
-    args = {"z_dim": 4, "width": 0.02, "linear_bn": True, "seed": 3}
+    args = {"z_dim": 4, "width": 0.02, "linear_bn": True, "size": 28, "conditional": False,
+            "seed": 3}  # fmt: skip
     rows = [{"epoch": epoch, "d_loss": 1.5, "g_loss": 2 - epoch / 100, "d_real": 0.5, "fid": 9.0}
             for epoch in range(1, EPOCHS)]  # fmt: skip
     fid = {"floor": {"fid": 0.5}}
@@ -111,10 +112,10 @@ def gan(tmp_path):
         grid = to_grid(torch.from_numpy(draw(epoch, 4, 1, 8, 8)), columns=2)
         save(folder / f"samples/epoch_{epoch:03d}.png", add_caption(grid, f"epoch {epoch}") / 255)
     torch.manual_seed(0)
-    generator, _ = train_dcgan.make_networks(Namespace(**args), channels=1)
+    generator, _ = train_dcgan.make_networks(Namespace(**args), 1, 2)
     for weights in generator.parameters():  # their samples would all be grey
         torch.nn.init.normal_(weights)
-    state = {"script": "train_dcgan", "args": args, "shape": [8, 1, 28, 28]}
+    state = {"script": "train_dcgan", "args": args, "shape": [8, 1, 28, 28], "classes": ["a", "b"]}
     save_checkpoint(folder / "checkpoint.pt", state | {"ema": generator.state_dict()})
     return folder
 
@@ -230,7 +231,7 @@ def test_grids_and_walks_are_the_runs_own(gan):
 
     state = torch.load(gan / "checkpoint.pt", weights_only=True)
     args = Namespace(**state["args"])
-    generator, _ = train_dcgan.make_networks(args, channels=1)
+    generator, _ = train_dcgan.make_networks(args, 1, 2)
     generator.load_state_dict(state["ema"])
     z = train_dcgan.draw_z(64, args, make_rng("cpu", args.seed))[:16]
     samples = (next(train_dcgan.generate(generator, z)) * 255).round().numpy()  # (16, 1, 28, 28)
