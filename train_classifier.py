@@ -52,7 +52,7 @@ from common.errors import (
     positive_int,
     seed_int,
 )
-from common.fast import speed_up_linear
+from common.fast import captured, set_rate, speed_up_linear
 from common.images import plot_curves, save_figure
 from common.layers import make_layer
 from common.run import (
@@ -121,26 +121,39 @@ def make_network(channels, classes, width=1.0):
 # --------------------------------------------------------------------------------------- method
 
 
-def augment(images, shift, flip, rng):
-    """Shift each image by up to ``shift`` pixels both ways, and mirror every other one.
+def draw_moves(n, shift, flip, rng):
+    """Draw how each image of a batch is moved.
+
+    :param int n: images in the batch
+    :param int shift: pixels that an image is moved by at most, each way; 0 for none
+    :param bool flip: mirror left and right, with probability 1/2; not for characters
+    :param torch.Generator rng: on the device of the images
+    :return: the shifts down and to the right, int64, (2, N, 1), and which to mirror, bool, (N, 1)
+    :rtype: tuple[torch.Tensor, torch.Tensor]
+    """
+    shifts = torch.randint(-shift, shift + 1, (2, n, 1), generator=rng, device=rng.device)
+    if not flip:
+        return shifts, torch.zeros(n, 1, dtype=torch.bool, device=rng.device)
+    return shifts, torch.rand(n, 1, generator=rng, device=rng.device) < 0.5
+
+
+def augment(images, shifts, mirrored):
+    """Move images as :func:`draw_moves` has drawn.
 
     What comes in from outside repeats the edge, so that paper stays paper and black stays black.
 
     :param torch.Tensor images: (N, C, H, W), of any type
-    :param int shift: pixels; 0 for none
-    :param bool flip: mirror left and right, with probability 1/2; not for characters
-    :param torch.Generator rng: on the device of the images
+    :param torch.Tensor shifts: pixels, int64, (2, N, 1)
+    :param torch.Tensor mirrored: bool, (N, 1)
     :return: (N, C, H, W), channels last in memory
     :rtype: torch.Tensor
     """
     n, _, height, width = images.shape
     device = images.device
-    dy, dx = torch.randint(-shift, shift + 1, (2, n, 1), generator=rng, device=device)
+    dy, dx = shifts
     rows = (torch.arange(height, device=device) + dy).clamp(0, height - 1)  # (N, H)
     columns = (torch.arange(width, device=device) + dx).clamp(0, width - 1)  # (N, W)
-    if flip:
-        mirrored = torch.rand(n, 1, generator=rng, device=device) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
+    columns = torch.where(mirrored, columns.flip(1), columns)
     which = torch.arange(n, device=device).view(n, 1, 1)
     shifted = images[which, :, rows.view(n, height, 1), columns.view(n, 1, width)]  # (N, H, W, C)
     return shifted.permute(0, 3, 1, 2)
@@ -159,8 +172,8 @@ def describe_pixels(images):
 
 def normalise(images, mean, std):
     """Turn pixels, uint8, (N, C, H, W), to mean 0 and standard deviation 1 in each channel."""
-    mean = torch.tensor(mean, device=images.device).view(-1, 1, 1)
-    std = torch.tensor(std, device=images.device).view(-1, 1, 1)
+    mean = torch.as_tensor(mean, device=images.device).view(-1, 1, 1)
+    std = torch.as_tensor(std, device=images.device).view(-1, 1, 1)
     return (images.float() / 255 - mean) / std
 
 
@@ -200,23 +213,28 @@ def train(network, optimizer, images, labels, pixels, args, epoch):
     steps = 1 if args.dry_run else len(images) // (args.batch_size * world)
     order = torch.randperm(len(images), generator=make_rng("cpu", args.seed, epoch)).to(device)
     total = torch.zeros((), device=device)  # it stays there: reading it would wait for the GPU
+    flip = args.flip and args.dataset in PHOTOS
+    mean, std = (torch.tensor(values, device=device) for values in pixels)
     network.train()
-    for step in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=rank > 0 or None):
-        rng = make_rng(device, args.seed, epoch, rank + 1, step)
-        first = (step * world + rank) * args.batch_size
-        chosen = order[first : first + args.batch_size]
-        batch = augment(images[chosen], SHIFT, args.flip and args.dataset in PHOTOS, rng)
-        for group in optimizer.param_groups:
-            group["lr"] = one_cycle((epoch - 1 + (step + 0.5) / steps) / args.epochs, args.lr)
 
+    def step(chosen, shifts, mirrored):
+        batch = augment(images[chosen], shifts, mirrored)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-            logits = network(normalise(batch, *pixels))
+            logits = network(normalise(batch, mean, std))
             loss = cross_entropy(logits, labels[chosen], label_smoothing=SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
         average_gradients(network)
         optimizer.step()
-        total += loss.detach()
+        total.add_(loss.detach())
+
+    step = captured(step, device, [optimizer])
+    for i in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=rank > 0 or None):
+        rng = make_rng(device, args.seed, epoch, rank + 1, i)
+        first = (i * world + rank) * args.batch_size
+        moves = draw_moves(args.batch_size, SHIFT, flip, rng)
+        set_rate(optimizer, one_cycle((epoch - 1 + (i + 0.5) / steps) / args.epochs, args.lr))
+        step(order[first : first + args.batch_size], *moves)
     average_over_ranks(total)
     speed = steps * args.batch_size * world / (time.time() - began)
     return {"epoch": epoch, "train_loss": total.item() / steps,

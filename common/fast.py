@@ -108,6 +108,8 @@ def captured(step, device, optimizers=()):
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["capturable"] = True
+            if group.get("fused"):  # a number would be recorded as it is now
+                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
         optimizer._warned_capturable_if_run_uncaptured = True  # the first calls run uncaptured
     side = torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
@@ -134,6 +136,15 @@ def captured(step, device, optimizers=()):
         return results[0]
 
     return call
+
+
+def set_rate(optimizer, rate):
+    """Set a learning rate, a number; where a CUDA graph reads it, in its memory."""
+    for group in optimizer.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def use_channels_last(network):

@@ -136,3 +136,20 @@ def inspect(network):
         for m in network.modules()
     ]
     return weights, gradients, frozen, modes, hooks
+
+
+def with_buffers(step, device, optimizers):
+    """Call a step as a CUDA graph replays it: its arguments lie where those of the first call did.
+
+    In place of :func:`common.fast.captured`; what else a step reads must not move either.
+    """
+    buffers = []
+
+    def replay(*tensors):
+        if not buffers:
+            buffers.extend(tensor.clone() for tensor in tensors)
+        for buffer, tensor in zip(buffers, tensors, strict=True):
+            buffer.copy_(tensor)
+        step(*buffers)
+
+    return replay

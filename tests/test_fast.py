@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 
+import common.fast
 from common.fast import NORMS, ConvReLU, FastLinear, fold, speed_up_linear, use_channels_last
 from tests.helpers import left_alone
 
@@ -484,3 +485,67 @@ def test_timm_pads_one_side_more_at_any_size(kernel, stride, size):
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-5)
     slopes = [torch.autograd.grad(y.square().sum(), x)[0] for y in outputs]
     torch.testing.assert_close(*slopes, rtol=0, atol=1e-4)
+
+
+# ----------------------------------------------------------------------------------- CUDA graphs
+
+
+class FakeStream:
+    """A CUDA stream that is none, and its own context manager."""
+
+    def wait_stream(self, other):
+        """Wait for nothing."""
+
+    def __enter__(self):
+        """Enter."""
+
+    def __exit__(self, *error):
+        """Leave."""
+
+
+class FakeGraph(FakeStream):
+    """Counts how often it is replayed."""
+
+    replays = 0
+
+    def replay(self):
+        """Count."""
+        self.replays += 1
+
+
+def test_a_captured_step_is_called_recorded_and_replayed(monkeypatch):
+    """Three calls as they are, one recorded, then replays with the arguments copied in."""
+    graph = FakeGraph()
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    as_tensor = torch.as_tensor
+    monkeypatch.setattr(torch, "as_tensor", lambda x, dtype, device: as_tensor(x, dtype=dtype))
+    seen = []
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], 0.1, fused=True)
+
+    def step(x):
+        seen.append(x)
+        return x
+
+    call = common.fast.captured(step, torch.device("cuda"), [optimizer])
+    batches = [torch.full((2,), float(i)) for i in range(6)]
+    results = [call(batch).clone() for batch in batches]
+    assert len(seen) == 4
+    assert graph.replays == 3  # recording computes nothing: the recorded call is replayed, too
+    assert seen[3] is not batches[3]
+    assert torch.equal(seen[3], batches[5])
+    assert torch.equal(torch.stack(results), torch.stack(batches))
+    common.fast.set_rate(optimizer, 0.25)
+    assert torch.equal(optimizer.param_groups[0]["lr"], torch.tensor(0.25))
+
+
+def test_elsewhere_a_step_stays_as_it_is():
+    """On a CPU nothing is captured, and a learning rate is a number."""
+    assert common.fast.captured(max, torch.device("cpu")) is max
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], 0.1)
+    common.fast.set_rate(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"] == 0.25

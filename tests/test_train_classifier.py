@@ -15,7 +15,7 @@ import train_classifier
 from common.classifiers import load_classifier
 from common.fast import FastLinear
 from common.glyphs import CLASSES
-from tests.helpers import read_metrics, refusal
+from tests.helpers import assert_same, learnt, read_metrics, refusal, with_buffers
 
 # Small and quick: 4 batches of 15 images an epoch, a network of an eighth of the width.
 TINY = ["--dataset", "folder", "--batch-size", "15", "--width", "0.125", "--size", "12"]
@@ -95,10 +95,16 @@ def test_residual_adds_what_its_layers_make():
 # --------------------------------------------------------------------------------------- method
 
 
+def augment(images, shift, flip, rng):
+    """Draw moves and make them."""
+    moves = train_classifier.draw_moves(len(images), shift, flip, rng)
+    return train_classifier.augment(images, *moves)
+
+
 def test_augment_without_shift_and_flip_changes_nothing():
     """Nothing asked for, nothing done."""
     images = torch.randint(0, 256, (5, 3, 9, 8), dtype=torch.uint8)
-    same = train_classifier.augment(images, 0, False, torch.Generator())
+    same = augment(images, 0, False, torch.Generator())
     assert torch.equal(same, images)
     assert same.dtype == torch.uint8
 
@@ -108,7 +114,7 @@ def test_augment_shifts_to_every_side_and_fills_with_the_edge(paper):
     """A dot on paper stays one dot on the same paper, within reach, whatever the paper."""
     images = torch.full((400, 1, 9, 9), paper, dtype=torch.uint8)
     images[:, :, 4, 5] = 77
-    moved = train_classifier.augment(images, 2, False, torch.Generator().manual_seed(0))
+    moved = augment(images, 2, False, torch.Generator().manual_seed(0))
     assert ((moved == 77).sum((1, 2, 3)) == 1).all()
     assert ((moved == paper).sum((1, 2, 3)) == 80).all()
     places = {tuple(place) for place in (moved[:, 0] == 77).nonzero()[:, 1:].tolist()}
@@ -118,7 +124,7 @@ def test_augment_shifts_to_every_side_and_fills_with_the_edge(paper):
 def test_augment_mirrors_half_of_the_images_left_and_right():
     """Each image is itself or its mirror image, about as often."""
     images = torch.randint(0, 256, (400, 3, 6, 7), dtype=torch.uint8)
-    drawn = train_classifier.augment(images, 0, True, torch.Generator().manual_seed(0))
+    drawn = augment(images, 0, True, torch.Generator().manual_seed(0))
     same = (drawn == images).flatten(1).all(1)
     mirrored = (drawn == images.flip(3)).flatten(1).all(1)
     assert (same ^ mirrored).all()
@@ -155,16 +161,27 @@ def test_one_cycle_climbs_and_falls_to_nothing():
 def test_each_batch_is_augmented_by_a_key_of_its_own(data, tmp_path, monkeypatch):
     """The key is (seed, epoch, rank + 1, step): published numbers depend on it."""
     seeds = []
-    augment = train_classifier.augment
+    draw = train_classifier.draw_moves
 
-    def spy(images, shift, flip, rng):
+    def spy(n, shift, flip, rng):
         seeds.append(rng.initial_seed())
-        return augment(images, shift, flip, rng)
+        return draw(n, shift, flip, rng)
 
-    monkeypatch.setattr(train_classifier, "augment", spy)
+    monkeypatch.setattr(train_classifier, "draw_moves", spy)
     run(tmp_path / "run", "--epochs", "2", "--seed", "5", data=data)
     keys = [(5, epoch, 1, step) for epoch in (1, 2) for step in range(4)]
     assert seeds == [train_classifier.make_rng("cpu", *key).initial_seed() for key in keys]
+
+
+def test_a_step_reads_no_more_than_its_arguments(data, tmp_path, monkeypatch):
+    """As a CUDA graph replays it, the weights are the same, bit for bit."""
+    run(tmp_path / "plain", "--epochs", "2", data=data)
+    monkeypatch.setattr(train_classifier, "captured", with_buffers)
+    run(tmp_path / "replayed", "--epochs", "2", data=data)
+    plain, replayed = (
+        learnt(tmp_path / name, "train_classifier") for name in ("plain", "replayed")
+    )
+    assert_same(plain, replayed)
 
 
 def test_the_learning_rate_of_a_run_is_one_cycle(data, tmp_path, monkeypatch):
@@ -353,13 +370,13 @@ def test_the_run_is_a_classifier_that_can_be_explained(six_epochs, data):
 def test_characters_are_never_mirrored(dataset, options, flip, data, tmp_path, monkeypatch):
     """A mirrored letter is another one, or none: only photos are mirrored."""
     seen = set()
-    augment = train_classifier.augment
+    draw = train_classifier.draw_moves
 
-    def spy(images, shift, flip, rng):
+    def spy(n, shift, flip, rng):
         seen.add((shift, flip))
-        return augment(images, shift, flip, rng)
+        return draw(n, shift, flip, rng)
 
-    monkeypatch.setattr(train_classifier, "augment", spy)
+    monkeypatch.setattr(train_classifier, "draw_moves", spy)
     run(tmp_path / "run", "--dry-run", "--dataset", dataset, *options, data=data)
     assert seen == {(2, flip)}
 

@@ -16,7 +16,14 @@ from common.data import Dataset, load_dataset
 from common.fid import SCORES
 from common.glyphs import CLASSES
 from common.images import CAPTION
-from tests.helpers import assert_same, learnt, read_metrics, refusal, save_classifier
+from tests.helpers import (
+    assert_same,
+    learnt,
+    read_metrics,
+    refusal,
+    save_classifier,
+    with_buffers,
+)
 from tests.processes import train_together
 
 # Small and quick: 2 batches of 16 glyphs an epoch, networks of a sixteenth of the width.
@@ -410,19 +417,7 @@ def test_a_step_reads_no_more_than_its_arguments(options, monkeypatch):
     """As a CUDA graph replays it: with every step's tensors copied over those of the first."""
     plain = train_some(noise_images(80), 2, *options)
 
-    def captured(step, device, optimizers):
-        buffers = []
-
-        def replay(*tensors):
-            if not buffers:
-                buffers.extend(tensor.clone() for tensor in tensors)
-            for buffer, tensor in zip(buffers, tensors, strict=True):
-                buffer.copy_(tensor)
-            step(*buffers)
-
-        return replay
-
-    monkeypatch.setattr(train_dcgan, "captured", captured)
+    monkeypatch.setattr(train_dcgan, "captured", with_buffers)
     replayed = train_some(noise_images(80), 2, *options)
     for one, other in zip(plain[:3], replayed[:3], strict=True):
         assert_same(one.state_dict(), other.state_dict())
