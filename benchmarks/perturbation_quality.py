@@ -135,8 +135,9 @@ def load_lite1():
     return lambda x: network(F.interpolate(x, (240, 240), mode="bilinear", antialias=True))
 
 
-def random_mask(deleted, cells, rng):
+def random_mask(deleted, rng):
     """Delete cells at random, as smooth as a learned mask, and of the same area."""
+    cells = explain_perturb.Settings().mask_size
     values = torch.rand(1, 1, cells, cells, generator=rng) * 40
     region = explain_perturb.level_sets(values, torch.tensor([deleted]))[0, 0]
     return 1 - explain_perturb.enlarge(region, 224)
@@ -152,20 +153,19 @@ def central_square(deleted):
 
 
 @torch.no_grad()
-def transfer(networks, photo, m, cells, rng):
+def transfer(networks, photo, m, rng):
     """Apply a mask elsewhere, beside masks that know nothing.
 
     :param dict[str, Callable] networks: by name
     :param Photo photo: that the mask was learned for
     :param torch.Tensor m: the mask, (224, 224)
-    :param int cells: a side of the random mask
     :param torch.Generator rng: for the random mask and for the noise
     :return: by network and reference, what is left of the class's probability, for the learned
         mask, the random one and the square
     :rtype: dict[str, list[float]]
     """
     deleted = float((1 - m).mean().clamp(1e-3, 1 - 1e-3))
-    masks = torch.stack([m, random_mask(deleted, cells, rng), central_square(deleted)])
+    masks = torch.stack([m, random_mask(deleted, rng), central_square(deleted)])
     left = {}
     for name, network in networks.items():
         before = network(photo.x).softmax(1)[0, photo.target]
@@ -347,10 +347,9 @@ def main():
         args.race.parent.mkdir(parents=True, exist_ok=True)
         print("RESULT", json.dumps(race(network, photos, args.race)))
         return
-    settings = explain_perturb.Settings()
     explained = []
     for i in range(0, len(photos), BATCH):
-        explained += explain(network, photos[i : i + BATCH], settings)
+        explained += explain(network, photos[i : i + BATCH], explain_perturb.Settings())
         print(f"{len(explained)} of {len(photos)}", file=sys.stderr, flush=True)
     result = report([row for _, row in explained])
     if args.transfer:
@@ -358,8 +357,7 @@ def main():
         transfers = []
         for number, (mask, _) in enumerate(explained):
             rng = make_rng("cpu", 1, number)
-            left = transfer(networks, photos[number], mask, settings.mask_size, rng)
-            transfers.append(left)
+            transfers.append(transfer(networks, photos[number], mask, rng))
         result.update(report_transfer(transfers))
     print("RESULT", json.dumps(result))
 
