@@ -76,15 +76,9 @@ def read_page(text):
 
 
 def look_up(record, path):
-    """Follow a path like "epochs.-1.d_real" into lists and dicts.
-
-    :raises KeyError: if it leads nowhere
-    """
+    """Follow a path like "epochs.-1.d_real" into lists and dicts."""
     for key in path.split("."):
-        try:
-            record = record[int(key)] if isinstance(record, list) else record[key]
-        except (LookupError, TypeError, ValueError) as error:
-            raise KeyError(path) from error
+        record = record[int(key)] if isinstance(record, list) else record[key]
     return record
 
 
