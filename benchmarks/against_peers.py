@@ -29,21 +29,22 @@ import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare_explanations as compare
-from benchmarks import against_captum
 from benchmarks.against_captum import correlate, print_versions
-from common.classifiers import load_classifier
+from common.classifiers import Normalise, load_classifier, load_lite0
 from common.device import make_rng, set_up
 from common.errors import UserError, exit_code
 from common.photos import SAMPLES, find_photos, read_photo
 from smoothgrad import blur, over_channels
 
+PACKAGES = ("captum", "grad-cam", "torchray")
 SAMPLES_OF_NOISE = 50  # this and the next two as in compare_explanations.py
 STEPS = 64
 MASKS = 500
@@ -51,155 +52,132 @@ SLOW = (("TorchRay", "RISE"), ("TorchRay", "extremal perturbation"))  # explain 
 COLUMNS = {"deletion": "low", "insertion": "high", "CPU seconds": "low", "evaluations": "low"}
 
 
-# ------------------------------------------------------------------------------------ the libraries
+# ------------------------------------------------- one map: a photo, (1, C, H, W), to (H, W)
 
 
-class Ours:
-    """compare_explanations.py's own methods, with its own classifier."""
+def ours(name, network, x, target):
+    """Explain by a method of compare_explanations.py."""
+    args = argparse.Namespace(methods=[name], seed=0)
+    heat, _, _ = compare.rank_pixels(args, network, x, torch.tensor([target]))[name]
+    return heat
 
-    packages = ()
-    methods = (
-        "gradient", "SmoothGrad signed", "SmoothGrad abs", "Integrated Gradients",
-        "Guided Backpropagation", "Grad-CAM", "RISE", "perturbation, nested",
+
+def captum_smoothgrad(network, x, target, absolute):
+    """Average the gradient, or its absolute value, over noisy copies."""
+    from captum.attr import NoiseTunnel, Saliency
+
+    maps = NoiseTunnel(Saliency(network)).attribute(
+        x, nt_samples=SAMPLES_OF_NOISE, nt_samples_batch_size=10,
+        stdevs=compare.NOISE * float(x.max() - x.min()), target=target, abs=absolute,
     )  # fmt: skip
-
-    def __init__(self):
-        with contextlib.redirect_stdout(io.StringIO()):
-            set_up(False, seed=0)
-        self.network = load_classifier().network
-
-    def explain(self, name, x, target):
-        """Rank the pixels of a photo, (1, C, H, W): (H, W)."""
-        args = argparse.Namespace(methods=[name], seed=0)
-        heat, _, _ = compare.rank_pixels(args, self.network, x, target)[name]
-        return heat
+    return over_channels(maps)[0]
 
 
-class Peer(against_captum.Peer):
-    """What the others have in common: the network as a user has it."""
+def captum_integrated(network, x, target):
+    """Integrate from black, by captum's default rule."""
+    from captum.attr import IntegratedGradients
 
-    def __init__(self):
-        super().__init__()
-        self.network = self.classifier.network
-        self.normalise, self.plain = self.network
-
-    def explain(self, name, x, target):
-        """Rank the pixels of a photo, (1, C, H, W): (H, W)."""
-        torch.manual_seed(0)
-        try:
-            heat = type(self).methods[name](self, x, int(target))
-        finally:
-            self.network.requires_grad_(True)  # TorchRay freezes the network, and leaves it so
-        return heat.detach().float()
+    maps = IntegratedGradients(network).attribute(
+        x, 0, target, n_steps=STEPS, internal_batch_size=8
+    )
+    return over_channels(maps)[0]
 
 
-class Captum(Peer, against_captum.Captum):
-    """captum, called as its documentation does."""
+def captum_guided(network, x, target):
+    """Guide the ReLUs that are of the type nn.ReLU."""
+    from captum.attr import GuidedBackprop
 
-    packages = ("captum",)
-
-    def signed(self, x, target):
-        """Average the gradient over noisy copies."""
-        return over_channels(self.smoothgrad(x, target, SAMPLES_OF_NOISE, 10, abs=False))[0]
-
-    def absolute(self, x, target):
-        """Average the gradient's absolute value."""
-        return over_channels(self.smoothgrad(x, target, SAMPLES_OF_NOISE, 10))[0]
-
-    def integrate(self, x, target):
-        """Integrate from black, by its default rule."""
-        return over_channels(self.integrated(x, target, 8, STEPS, "gausslegendre"))[0]
-
-    def guided(self, x, target):
-        """Guide the ReLUs that are of the type nn.ReLU."""
-        from captum.attr import GuidedBackprop
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it sets hooks
-            return over_channels(GuidedBackprop(self.network).attribute(x, target))[0]
-
-    methods: ClassVar = {
-        "SmoothGrad signed": signed,
-        "SmoothGrad abs": absolute,
-        "Integrated Gradients": integrate,
-        "Guided Backpropagation": guided,
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it sets hooks
+        return over_channels(GuidedBackprop(network).attribute(x, target))[0]
 
 
-class GradCam(Peer):
-    """pytorch-grad-cam, called as its documentation does, at the last feature maps."""
+def grad_cam(kind, network, x, target):
+    """Weight the last feature maps, in one of the ways of pytorch-grad-cam."""
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    packages = ("grad-cam",)
-
-    def cam(self, x, target, kind="GradCAM"):
-        """Weight the last feature maps."""
-        import pytorch_grad_cam
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-        make = getattr(pytorch_grad_cam, kind)
-        with make(model=self.network, target_layers=[self.plain.bn2]) as cam:
-            return torch.from_numpy(cam(x, [ClassifierOutputTarget(target)])[0])
-
-    methods: ClassVar = {
-        "Grad-CAM": cam,
-        "Grad-CAM++": lambda self, x, target: self.cam(x, target, "GradCAMPlusPlus"),
-        "Layer-CAM": lambda self, x, target: self.cam(x, target, "LayerCAM"),
-    }
+    make = getattr(pytorch_grad_cam, kind)
+    with make(model=network, target_layers=[network[1].bn2]) as cam:
+        return torch.from_numpy(cam(x, [ClassifierOutputTarget(target)])[0])
 
 
-class TorchRay(Peer):
-    """TorchRay, called as its examples do, on normalised pictures."""
+def torchray_cam(network, x, target):
+    """Weight the last feature maps."""
+    from torchray.attribution.grad_cam import grad_cam
 
-    packages = ("torchray",)
-
-    def cam(self, x, target):
-        """Weight the last feature maps."""
-        from torchray.attribution.grad_cam import grad_cam
-
-        x = self.normalise(x)
-        return grad_cam(self.plain, x, target, saliency_layer="bn2", resize=True)[0, 0]
-
-    def guided(self, x, target):
-        """Guide the ReLUs that are torch.relu."""
-        from torchray.attribution.guided_backprop import guided_backprop
-
-        return guided_backprop(self.plain, self.normalise(x), target)[0, 0]
-
-    def rise(self, x, target):
-        """Average random masks."""
-        from torchray.attribution.rise import rise
-
-        return rise(self.plain, self.normalise(x), num_masks=MASKS, batch_size=8)[0, target]
-
-    def extremal(self, x, target):
-        """Learn one mask of a tenth of the picture that keeps the class."""
-        from torchray.attribution.extremal_perturbation import extremal_perturbation
-
-        masks, _ = extremal_perturbation(self.plain, self.normalise(x), target)
-        return masks[0, 0]
-
-    methods: ClassVar = {
-        "Grad-CAM": cam,
-        "Guided Backpropagation": guided,
-        "RISE": rise,
-        "extremal perturbation": extremal,
-    }
+    normalise, plain = network
+    return grad_cam(plain, normalise(x), target, saliency_layer="bn2", resize=True)[0, 0]
 
 
-LIBRARIES = {"ours": Ours, "captum": Captum, "grad-cam": GradCam, "TorchRay": TorchRay}
+def torchray_guided(network, x, target):
+    """Guide the ReLUs that are torch.relu."""
+    from torchray.attribution.guided_backprop import guided_backprop
+
+    normalise, plain = network
+    return guided_backprop(plain, normalise(x), target)[0, 0]
+
+
+def torchray_rise(network, x, target):
+    """Average random masks."""
+    from torchray.attribution.rise import rise
+
+    normalise, plain = network
+    return rise(plain, normalise(x), num_masks=MASKS, batch_size=8)[0, target]
+
+
+def torchray_extremal(network, x, target):
+    """Learn one mask of a tenth of the picture that keeps the class."""
+    from torchray.attribution.extremal_perturbation import extremal_perturbation
+
+    normalise, plain = network
+    masks, _ = extremal_perturbation(plain, normalise(x), target)
+    return masks[0, 0]
+
+
+OURS = (
+    "gradient", "SmoothGrad signed", "SmoothGrad abs", "Integrated Gradients",
+    "Guided Backpropagation", "Grad-CAM", "RISE", "perturbation, nested",
+)  # fmt: skip
+LIBRARIES = {
+    "ours": {name: partial(ours, name) for name in OURS},
+    "captum": {
+        "SmoothGrad signed": partial(captum_smoothgrad, absolute=False),
+        "SmoothGrad abs": partial(captum_smoothgrad, absolute=True),
+        "Integrated Gradients": captum_integrated,
+        "Guided Backpropagation": captum_guided,
+    },
+    "grad-cam": {
+        "Grad-CAM": partial(grad_cam, "GradCAM"),
+        "Grad-CAM++": partial(grad_cam, "GradCAMPlusPlus"),
+        "Layer-CAM": partial(grad_cam, "LayerCAM"),
+    },
+    "TorchRay": {
+        "Grad-CAM": torchray_cam,
+        "Guided Backpropagation": torchray_guided,
+        "RISE": torchray_rise,
+        "extremal perturbation": torchray_extremal,
+    },
+}
 
 
 # ------------------------------------------------------------------------ processes of their own
 
 
 def start(library):
-    """Load everything, in the new process, and let it warm up."""
-    global SIDE, EVALUATIONS
-    SIDE = LIBRARIES[library]()
+    """Load the network, in the new process, and let it warm up."""
+    global METHODS, NETWORK, EVALUATIONS
+    METHODS = LIBRARIES[library]
+    if library == "ours":
+        with contextlib.redirect_stdout(io.StringIO()):
+            set_up(False, seed=0)
+        NETWORK = load_classifier().network
+    else:
+        network, mean, std, *_ = load_lite0()
+        NETWORK = nn.Sequential(Normalise(mean, std), network).eval()
     EVALUATIONS = []
-    SIDE.network[1].register_forward_pre_hook(lambda _, x: EVALUATIONS.append(len(x[0])))
-    warm = "gradient" if library == "ours" else next(iter(SIDE.methods))
-    SIDE.explain(warm, torch.rand(1, 3, 224, 224), torch.tensor([0]))
+    NETWORK[1].register_forward_pre_hook(lambda _, x: EVALUATIONS.append(len(x[0])))
+    call(next(iter(METHODS)), torch.rand(1, 3, 224, 224), 0)
 
 
 def call(name, x, target):
@@ -208,10 +186,14 @@ def call(name, x, target):
     :return: the map, (H, W); CPU seconds, and the pictures that the network evaluated
     :rtype: tuple[numpy.ndarray, float, int]
     """
+    torch.manual_seed(0)
     EVALUATIONS.clear()
     began = time.process_time()
-    heat = SIDE.explain(name, x, target)
-    return heat.numpy(), time.process_time() - began, sum(EVALUATIONS)
+    heat = METHODS[name](NETWORK, x, target)
+    seconds = time.process_time() - began
+    if METHODS is not LIBRARIES["ours"]:
+        NETWORK.requires_grad_(True)  # TorchRay freezes the network, and leaves it so
+    return heat.detach().float().numpy(), seconds, sum(EVALUATIONS)
 
 
 def take_turns(workers, number, x, target):
@@ -222,7 +204,7 @@ def take_turns(workers, number, x, target):
     :return: by library and method, as from :func:`call`
     :rtype: dict[tuple[str, str], tuple[numpy.ndarray, float, int]]
     """
-    turns = [(library, name) for library in workers for name in LIBRARIES[library].methods]
+    turns = [(library, name) for library in workers for name in LIBRARIES[library]]
     if number:
         turns = [turn for turn in turns if turn not in SLOW]
     random.Random(number).shuffle(turns)
@@ -235,13 +217,6 @@ def take_turns(workers, number, x, target):
 # ------------------------------------------------------------------------------ what is measured
 
 
-def judge(network, x, target, heat):
-    """Measure what a map is worth: deletion and insertion, both fills averaged."""
-    fills = {"blur": blur(x), "mean": x.mean((2, 3), keepdim=True).expand_as(x)}
-    found = compare.measure_curves(network, x, target, heat, fills)
-    return {game: found[game] for game in ("deletion", "insertion")}
-
-
 def measure_photo(network, x, target, made):
     """Measure all maps of one photo.
 
@@ -249,9 +224,11 @@ def measure_photo(network, x, target, made):
     :return: by "METHOD: LIBRARY", COLUMNS; r, the correlation with our map of the same method
     :rtype: dict[str, dict]
     """
+    fills = {"blur": blur(x), "mean": x.mean((2, 3), keepdim=True).expand_as(x)}
     rows = {}
     for (library, name), (heat, seconds, evaluations) in made.items():
-        row = judge(network, x, target, torch.from_numpy(heat))
+        ranking = torch.from_numpy(heat)
+        row = compare.measure_curves(network, x, torch.tensor([target]), ranking, fills)
         row.update({"CPU seconds": seconds, "evaluations": evaluations})
         if library != "ours" and ("ours", name) in made:
             row["r"] = correlate(heat, made["ours", name][0])
@@ -269,7 +246,7 @@ def compare_sensitivity(network, x, target):
     from captum.metrics import sensitivity_max
 
     def explain(x):
-        return compare.METHODS["gradient"](network, x, target, None)
+        return ours("gradient", network, x, target)
 
     def explain_all(x):  # captum gives the photo as a tuple, and wants one back
         x = x[0] if isinstance(x, tuple) else x
@@ -277,9 +254,9 @@ def compare_sensitivity(network, x, target):
 
     rng = make_rng("cpu", 0)
     nudged = [compare.nudge(x, rng) for _ in range(3)]
-    ours = compare.max_sensitivity(explain(x), [explain(one) for one in nudged])
-    theirs = sensitivity_max(explain_all, x, lambda _: torch.cat(nudged), n_perturb_samples=3)
-    difference = abs(ours - float(theirs)) / float(theirs)
+    here = compare.max_sensitivity(explain(x), [explain(one) for one in nudged])
+    there = float(sensitivity_max(explain_all, x, lambda _: torch.cat(nudged), n_perturb_samples=3))
+    difference = abs(here - there) / there
     print(f"max-sensitivity: ours differs from captum's by {difference:.1e} of it")
     if not difference < 1e-4:
         raise UserError("max-sensitivity differs from captum's")
@@ -331,21 +308,25 @@ def main(argv=None):
     :rtype: dict
     """
     args = get_parser().parse_args(argv)
-    print_versions(["torch", *(p for side in LIBRARIES.values() for p in side.packages)])
-    context = multiprocessing.get_context("spawn")
-    workers = {name: ProcessPoolExecutor(1, context, start, (name,)) for name in LIBRARIES}
+    print_versions(["torch", *PACKAGES])
     classifier = load_classifier()
     network = classifier.network
+    context = multiprocessing.get_context("spawn")
     images = []
-    for number, photo in enumerate(find_photos(args.image)):
-        x = read_photo(photo, classifier)
-        with torch.no_grad():
-            target = network(x).argmax(1)
-        if not images:
-            difference = compare_sensitivity(network, x, target)
-        made = take_turns(workers, number, x, target)
-        images.append({"methods": measure_photo(network, x, target, made)})
-        print(f"{photo}: {sum(s for _, s, _ in made.values()):.0f} s", flush=True)
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for library in LIBRARIES:
+            worker = ProcessPoolExecutor(1, context, start, (library,))
+            workers[library] = stack.enter_context(worker)
+        for number, photo in enumerate(find_photos(args.image)):
+            x = read_photo(photo, classifier)
+            with torch.no_grad():
+                target = int(network(x).argmax(1))
+            if not images:
+                difference = compare_sensitivity(network, x, target)
+            made = take_turns(workers, number, x, target)
+            images.append({"methods": measure_photo(network, x, target, made)})
+            print(f"{photo}: {sum(s for _, s, _ in made.values()):.0f} s", flush=True)
     result = {"sensitivity_difference": difference, **report(images)}
     print("RESULT", json.dumps(result))
     return result

@@ -14,7 +14,6 @@ import json
 import re
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ from common.device import make_rng, set_up
 from common.fast import fold
 from common.images import plot_curves
 from common.photos import find_photos, read_photo
-from compare_explanations import area, probability_curve
+from compare_explanations import measure_curves
 
 AREAS = ("deletion_blur", "insertion_blur", "deletion_grey", "insertion_grey")
 BATCH = 4  # photos at once, which changes no result
@@ -70,12 +69,12 @@ def measure_areas(network, x, target, ranking):
     :return: AREAS, under its curves of deletion and of insertion
     :rtype: list[float]
     """
-    areas = []
-    for fill in (explain_perturb.make_reference("blur", x, BLUR, None), torch.full_like(x, 0.5)):
-        for insertion in (False, True):
-            curve = probability_curve(network, x, torch.tensor([target]), ranking, fill, insertion)
-            areas.append(area(curve))
-    return areas
+    fills = {
+        "blur": explain_perturb.make_reference("blur", x, BLUR, None),
+        "grey": torch.full_like(x, 0.5),
+    }
+    found = measure_curves(network, x, torch.tensor([target]), ranking, fills)
+    return [found[name.replace("_", ", ")] for name in AREAS]
 
 
 def explain(network, photos, settings):
@@ -91,25 +90,25 @@ def explain(network, photos, settings):
     began = time.perf_counter()
     game = explain_perturb.Game(network, x, target, settings)
     steps = list(explain_perturb.minimise(game))
-    seconds = (time.perf_counter() - began) / len(photos)
     maps, _ = steps[-1]
-    evaluations = sum(len(values) for _, values in steps) * game.pictures
+    answers = []
+    for i, photo in enumerate(photos):
+        answers.append(explain_perturb.find_answer(game, i, maps, photo.probability))
+    seconds = (time.perf_counter() - began) / len(photos)
 
     explained = []
-    for i, photo in enumerate(photos):
-        began = time.perf_counter()
-        answer = explain_perturb.find_answer(game, i, maps, photo.probability)
+    for photo, answer in zip(photos, answers, strict=True):
+        areas = measure_areas(network, photo.x, photo.target, answer.ranking)
         row = {
             "photo": photo.name,
             "before": photo.probability,
             "left": answer.facts["probability_after"] / photo.probability,
             "deleted": answer.facts["area"],
             "reached": answer.facts["reached"],
-            "evaluations": evaluations,
-            "seconds": seconds + time.perf_counter() - began,
+            "evaluations": sum(len(values) for _, values in steps) * game.pictures,
+            "seconds": seconds,
+            **dict(zip(AREAS, areas, strict=True)),
         }
-        areas = measure_areas(network, photo.x, photo.target, answer.ranking)
-        row.update(zip(AREAS, areas, strict=True))
         explained.append((answer.mask, row))
     return explained
 
@@ -136,8 +135,9 @@ def load_lite1():
     return lambda x: network(F.interpolate(x, (240, 240), mode="bilinear", antialias=True))
 
 
-def random_mask(deleted, cells, rng):
+def random_mask(deleted, rng):
     """Delete cells at random, as smooth as a learned mask, and of the same area."""
+    cells = explain_perturb.Settings().mask_size
     values = torch.rand(1, 1, cells, cells, generator=rng) * 40
     region = explain_perturb.level_sets(values, torch.tensor([deleted]))[0, 0]
     return 1 - explain_perturb.enlarge(region, 224)
@@ -153,20 +153,19 @@ def central_square(deleted):
 
 
 @torch.no_grad()
-def transfer(networks, photo, m, cells, rng):
+def transfer(networks, photo, m, rng):
     """Apply a mask elsewhere, beside masks that know nothing.
 
     :param dict[str, Callable] networks: by name
     :param Photo photo: that the mask was learned for
     :param torch.Tensor m: the mask, (224, 224)
-    :param int cells: a side of the random mask
     :param torch.Generator rng: for the random mask and for the noise
     :return: by network and reference, what is left of the class's probability, for the learned
         mask, the random one and the square
     :rtype: dict[str, list[float]]
     """
     deleted = float((1 - m).mean().clamp(1e-3, 1 - 1e-3))
-    masks = torch.stack([m, random_mask(deleted, cells, rng), central_square(deleted)])
+    masks = torch.stack([m, random_mask(deleted, rng), central_square(deleted)])
     left = {}
     for name, network in networks.items():
         before = network(photo.x).softmax(1)[0, photo.target]
@@ -183,55 +182,70 @@ def transfer(networks, photo, m, cells, rng):
 class Stage(NamedTuple):
     """A part of a way to the minimum; the next one goes on where it has ended."""
 
-    optimizer: str
     steps: int
-    inner: int = 1  # iterations of L-BFGS on the draws of one step
+    lbfgs: int = 0  # its iterations on the draws of one step; 0 for Adam
     pictures: int = 4
 
 
 WAYS = {
-    "adam": [Stage("adam", 40)],
-    "lbfgs, new draws every 5": [Stage("lbfgs", 7, inner=5)],
-    "lbfgs, one draw": [Stage("lbfgs", 1, inner=32)],
-    "lbfgs, growing draws": [Stage("lbfgs", 1, inner=5, pictures=n) for n in (2, 4, 8, 16)],
-    "adam, then lbfgs": [Stage("adam", 20), Stage("lbfgs", 1, inner=4, pictures=16)],
+    "adam": [Stage(40)],
+    "lbfgs, new draws every 5": [Stage(7, lbfgs=5)],
+    "lbfgs, one draw": [Stage(1, lbfgs=32)],
+    "lbfgs, growing draws": [Stage(1, lbfgs=5, pictures=n) for n in (2, 4, 8, 16)],
+    "adam, then lbfgs": [Stage(20), Stage(1, lbfgs=4, pictures=16)],
 }
 
 
-def run_stage(stage, game, maps, judge):
-    """Minimise the objective of 2017 from where the maps are; they are changed in place.
+def take_step(optimizer, game, maps):
+    """Take a step on one draw of jitter; the maps are changed in place.
 
-    :param explain_perturb.Game game: of the stage's pictures
-    :param list[torch.Tensor] maps: as from explain_perturb.start_maps
-    :param Callable judge: from the maps to the value that counts
-    :return: after each step, pictures evaluated in this stage and that value
-    :rtype: list[tuple[int, float]]
+    :return: how many pictures were evaluated
+    :rtype: int
     """
-    adam = torch.optim.Adam(maps, 0.5, betas=(0.8, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, stage.steps)
+    draw = game.draw()
+    counts = []
 
-    def evaluate(draw, values):
+    def closure():
+        optimizer.zero_grad()
         value = explain_perturb.objective_2017(game, maps, draw).sum()
-        for m, gradient in zip(maps, torch.autograd.grad(value, maps), strict=True):
-            m.grad = gradient
-        values.append(value.detach())
+        value.backward(inputs=maps)
+        counts.append(game.pictures)
         return value
 
-    found = []
+    optimizer.step(closure)
+    return sum(counts)
+
+
+def run_way(stages, network, photo):
+    """Minimise the objective of 2017 for one photo.
+
+    :param list[Stage] stages: one after the other
+    :return: by the number of pictures evaluated, the objective on 16 draws that no step has seen
+    :rtype: dict[int, float]
+    """
+    settings = explain_perturb.Settings(regularizer="tv", game="deletion", pictures=16)
+    target = torch.tensor([photo.target])
+    judge = explain_perturb.Game(network, photo.x, target, settings, make_rng("cpu", 9))
+    unseen = judge.draw()
+    rng = make_rng("cpu", 0)
+    maps = explain_perturb.start_maps(1, 1, settings.mask_size, "cpu")
+    values = {}
     evaluations = 0
-    for step in range(1, stage.steps + 1):
-        values = []
-        closure = partial(evaluate, game.draw(step / stage.steps), values)
-        if stage.optimizer == "adam":
-            adam.step(closure)
-            schedule.step()
-        else:  # a new one each time, as what it remembers is about other draws
-            torch.optim.LBFGS(maps, max_iter=stage.inner, line_search_fn="strong_wolfe").step(
-                closure
-            )
-        evaluations += len(values) * game.pictures
-        found.append((evaluations, judge(maps)))
-    return found
+    for steps, lbfgs, pictures in stages:
+        settings = settings._replace(pictures=pictures)
+        game = explain_perturb.Game(network, photo.x, target, settings, rng)
+        adam = torch.optim.Adam(maps, 0.5, betas=(0.8, 0.99))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+        for _ in range(steps):
+            if lbfgs:  # a new one each time, as what it remembers is about other draws
+                optimizer = torch.optim.LBFGS(maps, max_iter=lbfgs, line_search_fn="strong_wolfe")
+                evaluations += take_step(optimizer, game, maps)
+            else:
+                evaluations += take_step(adam, game, maps)
+                schedule.step()
+            with torch.no_grad():
+                values[evaluations] = float(explain_perturb.objective_2017(judge, maps, unseen))
+    return values
 
 
 def race(network, photos, path):
@@ -239,71 +253,40 @@ def race(network, photos, path):
 
     :param list[Photo] photos: with their targets
     :param pathlib.Path path: the PNG file
-    :return: by name, the mean objective over the photos at the end, on draws that none has seen
+    :return: by name, the mean objective over the photos at the end
     :rtype: dict[str, float]
     """
-    settings = explain_perturb.Settings(regularizer="tv", game="deletion")
-    seen = {name: [] for name in WAYS}  # for each photo, objectives by evaluations
-    for photo in photos:
-        target = torch.tensor([photo.target])
-        many = explain_perturb.Game(
-            network, photo.x, target, settings._replace(pictures=16), make_rng("cpu", 9)
-        )
-        unseen = many.draw()
-
-        @torch.no_grad()
-        def judge(maps, many=many, unseen=unseen):
-            return float(explain_perturb.objective_2017(many, maps, unseen))
-
-        for name, stages in WAYS.items():
-            rng = make_rng("cpu", 0)
-            maps = explain_perturb.start_maps(1, 1, settings.mask_size, "cpu")
-            values = {}
-            for stage in stages:
-                before = max(values, default=0)
-                stage_settings = settings._replace(pictures=stage.pictures)
-                game = explain_perturb.Game(network, photo.x, target, stage_settings, rng)
-                for evaluations, value in run_stage(stage, game, maps, judge):
-                    values[before + evaluations] = value
-            seen[name].append(values)
-        print(f"{photo.name}: done", file=sys.stderr, flush=True)
-    plot_curves(path, average_race(seen), [tuple(WAYS)])
-    return {name: float(np.mean([v[max(v)] for v in values])) for name, values in seen.items()}
-
-
-def average_race(seen):
-    """Average the objectives of all photos after 4, 8, ... evaluations.
-
-    :param dict[str, list[dict]] seen: by name, for each photo objectives by evaluations
-    :return: rows for a plot; a name is missing before its first values and after its last
-    :rtype: list[dict]
-    """
-    longest = {name: max(max(values) for values in found) for name, found in seen.items()}
-    rows = []
-    for evaluations in range(4, max(longest.values()) + 4, 4):
-        row = {"evaluations": evaluations}
-        for name, found in seen.items():
-            earlier = [[n for n in values if n <= evaluations] for values in found]
-            if all(earlier) and evaluations < longest[name] + 4:
-                last = [values[max(n)] for values, n in zip(found, earlier, strict=True)]
-                row[name] = float(np.mean(last))
-        rows.append(row)
-    return rows
+    evaluations = np.arange(4, 200, 4)
+    rows = [{"evaluations": int(n)} for n in evaluations]
+    result = {}
+    for name, stages in WAYS.items():
+        curves = []
+        ends = []
+        for photo in photos:
+            n, values = zip(*run_way(stages, network, photo).items(), strict=True)
+            curves.append(np.interp(evaluations, n, values, left=np.nan))
+            ends.append(values[-1])
+        means = np.mean(curves, 0)  # NaN until all have made a step; whoever has ended stays there
+        for row, mean in zip(rows, means, strict=True):
+            row[name] = mean
+        result[name] = float(np.mean(ends))
+        print(f"{name:24s} {result[name]:.3f}", flush=True)
+    plot_curves(path, rows, [tuple(WAYS)])
+    return result
 
 
 # ------------------------------------------------------------------------------------- the script
 
 
-def report(rows, transfers):
-    """Print the tables.
+def report(rows):
+    """Print the table of what is left, deleted and ranked.
 
     :param list[dict] rows: the figures of each photo
-    :param list[dict] transfers: of each photo, as from :func:`transfer`; or none
     :return: what the RESULT line holds: means over the photos
     :rtype: dict
     """
     print(f"\n{len(rows)} photos{'':12s} {'mean':>8s} {'median':>8s} {'worst':>8s}")
-    result = {"photos": len(rows)}
+    result = {"photos": len(rows), "evaluations": rows[0]["evaluations"]}
     for name in ("before", "left", "deleted", *AREAS, "seconds"):
         values = np.array([row[name] for row in rows])
         high_is_good = name == "before" or name.startswith("insertion")
@@ -311,20 +294,30 @@ def report(rows, transfers):
         print(f"{name:20s} {values.mean():8.3f} {np.median(values):8.3f} {worst:8.3f}")
         result[name] = round(float(values.mean()), 4)
     result["reached"] = round(float(np.mean([row["reached"] for row in rows])), 4)
-    result["evaluations"] = rows[0]["evaluations"]
     print(f"reached in {result['reached']:.1%}, with {result['evaluations']} evaluations")
     worst_first = sorted(rows, key=lambda row: (row["reached"], -row["deleted"]))
     for row in worst_first[:5]:
         print(f"    {row['photo']}: {row['left']:.1%} left, {row['deleted']:.0%} deleted")
-    if transfers:
-        print(f"\n{'left, mean (median)':20s} {'learned':>16s} {'random':>16s} {'square':>16s}")
-        for name in transfers[0]:
-            values = np.array([left[name] for left in transfers])
-            means = values.mean(0)
-            pairs = zip(means, np.median(values, 0), strict=True)
-            cells = [f"{mean:.1%} ({median:.1%})" for mean, median in pairs]
-            print(f"{name:20s}" + "".join(f" {cell:>16s}" for cell in cells))
-            result[f"left_{name.replace(' ', '_')}"] = [round(float(v), 4) for v in means]
+    return result
+
+
+def report_transfer(transfers):
+    """Print what is left elsewhere.
+
+    :param list[dict] transfers: of each photo, as from :func:`transfer`
+    :return: figures for the RESULT line
+    :rtype: dict
+    """
+    result = {}
+    print(f"\n{'left, mean (median)':20s} {'learned':>16s} {'random':>16s} {'square':>16s}")
+    for name in transfers[0]:
+        values = np.array([left[name] for left in transfers])  # (photos, 3)
+        line = f"{name:20s}"
+        for mean, median in zip(values.mean(0), np.median(values, 0), strict=True):
+            cell = f"{mean:.1%} ({median:.1%})"
+            line += f" {cell:>16s}"
+        print(line)
+        result[f"left_{name.replace(' ', '_')}"] = [round(float(v), 4) for v in values.mean(0)]
     return result
 
 
@@ -338,42 +331,35 @@ def get_parser():
                         help="photos or folders of them (default: three samples)")  # fmt: skip
     parser.add_argument("--transfer", action="store_true",
                         help="apply masks elsewhere; needs the package of Lite1")  # fmt: skip
-    parser.add_argument("--race", metavar="PNG", help="only plot Adam and L-BFGS, over the photos")
-    parser.add_argument("--options", default="", metavar="FLAGS",
-                        help="of explain_perturb.py, in quotes: --options=\"--lr 2\"")  # fmt: skip
+    parser.add_argument("--race", type=Path, metavar="PNG",
+                        help="only plot Adam and L-BFGS, over the photos")  # fmt: skip
     return parser
 
 
 def main():
     """Explain all photos, and print a table and a RESULT line."""
     args = get_parser().parse_args()
-    options = vars(explain_perturb.get_parser().parse_args(args.options.split()))
-    options["areas"] = sorted(set(options["areas"]))
-    fields = explain_perturb.Settings._fields
-    settings = explain_perturb.Settings(**{k: v for k, v in options.items() if k in fields})
-    set_up(False, settings.seed)
+    set_up(False, seed=0)
     classifier = load_classifier()
+    network = classifier.network
     photos = read_photos(args.image, classifier)
     if args.race:
-        Path(args.race).parent.mkdir(parents=True, exist_ok=True)
-        print("RESULT", json.dumps(race(classifier.network, photos, Path(args.race))))
+        args.race.parent.mkdir(parents=True, exist_ok=True)
+        print("RESULT", json.dumps(race(network, photos, args.race)))
         return
-    networks = {"Lite0": classifier.network}
+    explained = []
+    for i in range(0, len(photos), BATCH):
+        explained += explain(network, photos[i : i + BATCH], explain_perturb.Settings())
+        print(f"{len(explained)} of {len(photos)}", file=sys.stderr, flush=True)
+    result = report([row for _, row in explained])
     if args.transfer:
-        networks["Lite1"] = load_lite1()
-    batch = 1 if settings.optimizer == "lbfgs" else BATCH
-    rows = []
-    transfers = []
-    for i in range(0, len(photos), batch):
-        some = photos[i : i + batch]
-        explained = explain(classifier.network, some, settings)
-        for photo, (mask, row) in zip(some, explained, strict=True):
-            if args.transfer:
-                rng = make_rng("cpu", 1, len(rows))
-                transfers.append(transfer(networks, photo, mask, settings.mask_size, rng))
-            rows.append(row)
-        print(f"{len(rows)} of {len(photos)}", file=sys.stderr, flush=True)
-    print("RESULT", json.dumps(report(rows, transfers)))
+        networks = {"Lite0": network, "Lite1": load_lite1()}
+        transfers = []
+        for number, (mask, _) in enumerate(explained):
+            rng = make_rng("cpu", 1, number)
+            transfers.append(transfer(networks, photos[number], mask, rng))
+        result.update(report_transfer(transfers))
+    print("RESULT", json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Make the pictures and numbers of results/ and benchmarks/README.md again, and check the text.
 
     python benchmarks/results.py              # what has no run yet: hours; resumes where it stopped
+    python benchmarks/results.py --only runs/mnist benchmarks/dcgan_quality.py
     python benchmarks/results.py --check      # a second: does the text still say what was measured?
 
 The two pages are the recipe. Below a block of commands stands a comment, which readers don't see:
@@ -75,15 +76,9 @@ def read_page(text):
 
 
 def look_up(record, path):
-    """Follow a path like "epochs.-1.d_real" into lists and dicts.
-
-    :raises KeyError: if it leads nowhere
-    """
+    """Follow a path like "epochs.-1.d_real" into lists and dicts."""
     for key in path.split("."):
-        try:
-            record = record[int(key)] if isinstance(record, list) else record[key]
-        except (LookupError, TypeError, ValueError) as error:
-            raise KeyError(path) from error
+        record = record[int(key)] if isinstance(record, list) else record[key]
     return record
 
 
@@ -126,54 +121,32 @@ def differences(promises, record):
 # ----------------------------------------------------------------------------- making it again
 
 
-def run_script(name, words):
-    """Run a script that writes a run folder, or go on with a run that was stopped.
-
-    :param str name: the folder
-    :param list[str] words: the command, from the script on
-    """
-    folder = ROOT / name
-    if (folder / "checkpoint.pt").is_file() or (folder / "records").is_dir():
-        words = [words[0], "--resume", name]
-    print("runs    ", shlex.join(words), flush=True)
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
-
-
-def run_benchmark(words, path):
-    """Run a benchmark, and keep its RESULT line in a file.
-
-    :param list[str] words: the command, from the script on
-    :param pathlib.Path path: the file
-    """
-    print("runs    ", shlex.join(words), flush=True)
-    command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    print(done.stdout)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        part.write_text(done.stdout.splitlines()[-1].removeprefix("RESULT "))
-
-
-def make(promise, runs):
-    """Run a command if its results aren't there, and return what it measured.
+def make(promise):
+    """Run a command if its results aren't there, copy its pictures, and return what it measured.
 
     :param dict promise: of :func:`read_page`
-    :param pathlib.Path runs: where RESULT lines of benchmarks are kept
     :return: what metrics.json or the RESULT line holds
     :rtype: dict
     """
     name = promise["name"]
-    words = promise["command"][1:]
+    command = [sys.executable, *promise["command"][1:]]
     if name.endswith(".py"):
         folder = ROOT
-        measured = runs / f"{Path(name).stem}.json"
-        if not measured.is_file():
-            run_benchmark(words, measured)
+        measured = ROOT / "runs" / "benchmarks" / f"{Path(name).stem}.json"
     else:
         folder = ROOT / name
         measured = folder / "metrics.json"
-        if not measured.is_file():
-            run_script(name, words)
+        if (folder / "checkpoint.pt").is_file() or (folder / "records").is_dir():
+            command = [*command[:2], "--resume", name]  # it was stopped
+    if not measured.is_file():
+        print("runs    ", shlex.join(command), flush=True)
+        output = subprocess.PIPE if folder == ROOT else None
+        done = subprocess.run(command, cwd=ROOT, check=True, stdout=output, text=True)
+        if output:  # a benchmark writes no file
+            print(done.stdout)
+            measured.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(measured) as part:
+                part.write_text(done.stdout.splitlines()[-1].removeprefix("RESULT "))
     for source, target in promise["files"].items():
         shutil.copyfile(folder / source, ROOT / "results" / target)
     return json.loads(measured.read_text())
@@ -207,7 +180,7 @@ def main(argv=None):
         name = promise["name"]
         if args.check or (args.only and name not in args.only):
             continue
-        found = make(promise, ROOT / "runs" / "benchmarks")
+        found = make(promise)
         record[name] = {path: look_up(found, path) for path in promise["values"]}
         with replacing(RECORD) as part:
             part.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")

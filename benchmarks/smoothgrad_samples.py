@@ -15,12 +15,12 @@ as it changes what is estimated.
 """
 
 import argparse
+import copy
 import json
 import math
 import sys
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import smoothgrad
+from benchmarks.against_captum import correlate
 from common.classifiers import Normalise, load_classifier, load_lite0
 from common.device import make_rng, set_up
 from common.errors import exit_code, number
@@ -45,11 +46,6 @@ TRIAL_SAMPLES = 64  # of each map of part 2
 TRIAL_MAPS = 4  # of each trick and photo
 
 
-def correlate(a, b):
-    """Correlate two maps."""
-    return float(np.corrcoef(a.flatten(), b.flatten())[0, 1])
-
-
 def comparable(means, reduce):
     """Bring a map to what its reliability is about: with its signs, or summed over the channels."""
     values = means.get(reduce)[0].float()
@@ -59,26 +55,11 @@ def comparable(means, reduce):
 # --------------------------------------------------------------- part 1: reliability against n
 
 
-class Look(NamedTuple):
-    """A map after n samples."""
-
-    values: torch.Tensor  # as from comparable()
-    reliability: float  # as smoothgrad.py estimates it
-
-
-class Curves(NamedTuple):
-    """What one photo gives, for one --reduce: correlations by n."""
-
-    estimated: dict
-    measured: dict
-    agreement: dict
-
-
 def grow_map(network, x, target, samples, seed):
-    """Draw samples, and look at the maps on the way.
+    """Draw samples, and keep the means on the way.
 
-    :return: by n, by --reduce
-    :rtype: dict[int, dict[str, Look]]
+    :return: by n
+    :rtype: dict[int, smoothgrad.RunningMeans]
     """
     found = {}
     means = smoothgrad.RunningMeans(x)
@@ -87,146 +68,122 @@ def grow_map(network, x, target, samples, seed):
         count = min(CHUNK, samples - means.n)
         means.add(smoothgrad.noisy_maps(network, x, target, NOISE, count, smoothgrad.gradient, rng))
         if means.n >= 1.25 * max(found, default=1) or means.n == samples:
-            found[means.n] = {
-                reduce: Look(comparable(means, reduce), float(means.reliability(reduce)))
-                for reduce in smoothgrad.REDUCE
-            }
+            found[means.n] = copy.deepcopy(means)
     return found
 
 
-def compare_growth(one, other):
+def compare_growth(one, other, reduce):
     """Compare two maps of the same photo while they grow, each as from :func:`grow_map`.
 
-    :return: by --reduce
-    :rtype: dict[str, Curves]
+    :return: n, and what is estimated from one map, measured of both, and found with all samples
+    :rtype: dict[str, list]
     """
-    curves = {}
-    for reduce in smoothgrad.REDUCE:
-        last = other[max(other)][reduce].values
-        curves[reduce] = Curves({}, {}, {})
-        for n in one:
-            values, reliability = one[n][reduce]
-            curves[reduce].estimated[n] = reliability
-            curves[reduce].measured[n] = correlate(values, other[n][reduce].values)
-            curves[reduce].agreement[n] = correlate(values, last)
-    return curves
+    maps = [comparable(means, reduce) for means in one.values()]
+    others = [comparable(means, reduce) for means in other.values()]
+    return {
+        "n": list(one),
+        "estimated": [float(means.reliability(reduce)) for means in one.values()],
+        "measured": [correlate(a, b) for a, b in zip(maps, others, strict=True)],
+        "with all": [correlate(a, others[-1]) for a in maps],
+    }
 
 
-def first_n(curve, level):
-    """Find where a growing curve reaches a level, between its points on a log scale.
+def first_n(curves, level):
+    """Find where the measured reliability reaches a level, between two points on a log scale.
 
-    :param dict[int, float] curve: reliability by n
-    :return: n, infinite if the curve ends below
+    :return: n, infinite if it ends below
     :rtype: float
     """
-    points = sorted(curve.items())
-    if points[0][1] >= level:
-        return points[0][0]
-    for (n, r), (next_n, next_r) in pairwise(points):
-        if next_r >= level:
-            return n * (next_n / n) ** ((level - r) / (next_r - r))
-    return math.inf
+    highest = np.maximum.accumulate(curves["measured"])
+    return float(np.exp(np.interp(level, highest, np.log(curves["n"]), right=np.inf)))
 
 
-def report_reliability(photos):
-    """Print the tables of part 1.
+def report_reliability(growth):
+    """Print the table of part 1.
 
-    :param list[dict[str, Curves]] photos: of each photo, by --reduce
+    :param dict[str, dict] growth: by title of the photo and --reduce, see :func:`compare_growth`
     :return: figures for the RESULT line
     :rtype: dict
     """
     result = {}
-    print(f"\n{'samples for a reliability of':30s}" + "".join(f"{r:>14}" for r in LEVELS))
+    levels = "".join(f"{level:>14}" for level in LEVELS)
+    print(f"\n{'samples for a reliability of':30s}{levels}{'estimate is off by':>22s}")
     for reduce in smoothgrad.REDUCE:
+        photos = [by_reduce[reduce] for by_reduce in growth.values()]
         line = f"--reduce {reduce:21s}"
         for level in LEVELS:
-            counts = [first_n(curves[reduce].measured, level) for curves in photos]
+            counts = [first_n(curves, level) for curves in photos]
             ends = [round(n) if n < math.inf else None for n in (min(counts), max(counts))]
             line += f"{' - '.join(str(n or 'more') for n in ends):>14s}"
             result[f"n_{reduce}_{level}"] = ends
-        print(line)
-    print(f"\n{'at n =':27s}{'reliability':>15s}{'with the other':>16s}{'estimate is off by':>24s}")
-    for reduce in smoothgrad.REDUCE:
-        some = [curves[reduce] for curves in photos]
-        n = min(some[0].estimated, key=lambda n: abs(n - 100))
-        reliable = [curves.estimated[n] for curves in some]
-        agreement = [curves.agreement[n] for curves in some]
-        errors = [c.estimated[k] - c.measured[k] for c in some for k in c.measured]
-        off = np.abs(errors).max()
-        print(f"{n}, --reduce {reduce:13s}{spread(reliable):>15s}{spread(agreement):>16s}"
-              f"{np.mean(errors):+10.3f}, most {off:.3f}")  # fmt: skip
-        result[f"reliability_{reduce}_{n}"] = [round(min(reliable), 3), round(max(reliable), 3)]
-        result[f"estimate_error_{reduce}"] = round(float(off), 4)
+        errors = [np.subtract(curves["estimated"], curves["measured"]) for curves in photos]
+        off = float(np.abs(errors).max())
+        print(f"{line}{np.mean(errors):+9.3f}, most {off:.3f}")
+        result[f"estimate_error_{reduce}"] = round(off, 4)
     return result
 
 
-def spread(values):
-    """Write the ends of some values."""
-    return f"{min(values):.3f} - {max(values):.3f}"
-
-
-def plot_curves(path, photos):
+def plot_reliability(path, growth):
     """Draw reliability against n, a panel for each photo.
 
     :param pathlib.Path path: the PNG file
-    :param dict[str, dict[str, Curves]] photos: by title and --reduce
+    :param dict[str, dict] growth: as for :func:`report_reliability`
     """
     from matplotlib.figure import Figure
 
-    columns = min(2, len(photos))
-    rows = -(-len(photos) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.6 * rows + 0.9), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, (title, curves) in zip(grid.flat, photos.items(), strict=False):
-        for i, (reduce, (estimated, measured, agreement)) in enumerate(curves.items()):
-            axes.plot(*zip(*estimated.items(), strict=True), color=f"C{i}", label=reduce)
-            axes.plot(*zip(*measured.items(), strict=True), "o", ms=4, color=f"C{i}")
-            axes.plot(*zip(*agreement.items(), strict=True), ":", lw=1.2, color=f"C{i}")
-        axes.axhline(0.95, color="0.6", lw=0.8)
-        most = max(estimated)
-        ticks = [n for n in (8, 16, 32, 50, 100, 200, 400, 800, 1600, 3200) if n <= most]
+    columns = min(2, len(growth))
+    lines = -(-len(growth) // columns)
+    figure = Figure(figsize=(10.4, 3.6 * lines + 1.2), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
+    ticks = [8, 16, 32, 64, 128, 256, 512]
+    for axes, (title, by_reduce) in zip(panels, growth.items(), strict=False):
+        for i, (reduce, curves) in enumerate(by_reduce.items()):
+            for column, style in (("estimated", "-"), ("measured", "o"), ("with all", ":")):
+                label = f"{reduce}, {column}"
+                axes.plot(curves["n"], curves[column], style, color=f"C{i}", ms=4, label=label)
         axes.set_xscale("log")
         axes.set_xticks(ticks, ticks)
         axes.minorticks_off()
-        axes.set(title=title, ylim=(0, 1.01))
-    for axes in grid[-1]:
-        axes.set_xlabel("samples n")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("correlation")
-    lines, names = grid[0, 0].get_legend_handles_labels()
-    for style, name in (
-        ("-", "reliability, estimated from two halves"),
-        ("o", "two independent maps of n samples"),
-        (":", f"with a map of {most} others"),
-    ):
-        lines += grid[0, 0].plot([], [], style, color="0.3")
-        names.append(name)
-    figure.legend(lines, names, loc="outside upper center", ncols=4, fontsize=9, frameon=False,
-                  title=f"SmoothGrad, {NOISE:.0%} noise")  # fmt: skip
+        axes.set(title=title, ylim=(0, 1.01), xlabel="samples n", ylabel="correlation")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     save_figure(path, figure)
 
 
-def report_blur(photos):
-    """Print what smoothing the signed map, as drawn, does: two agree better, on something else.
+def compare_smoothed(one, other):
+    """Smooth the signed map, as drawn: two agree better, on something else.
 
-    :param list[tuple[dict, dict]] photos: of each photo two maps, as from :func:`grow_map`
+    :param dict one: as from :func:`grow_map`; other alike
+    :return: for each of BLURS the correlation of two smoothed maps of 50 samples, and of one with
+        the full map
+    :rtype: list[tuple[float, float]]
+    """
+    n = min(one, key=lambda n: abs(n - 50))
+    maps = [comparable(means, "signed") for means in (one[n], other[n], other[max(other)])]
+    a, b, full = (values.abs().sum(0) for values in maps)
+    found = []
+    for width in BLURS:
+        smooth = gaussian_filter(a, width)
+        reliability = correlate(smooth, gaussian_filter(b, width))
+        found.append((reliability, correlate(smooth, full)))
+    return found
+
+
+def report_smoothed(photos):
+    """Print what smoothing does.
+
+    :param list photos: of each photo, as from :func:`compare_smoothed`
     :return: figures for the RESULT line
     :rtype: dict
     """
     result = {}
     print(f"\n{'signed map, smoothed':27s}{'reliability at n = 50':>24s}{'with the full map':>20s}")
-    for width in BLURS:
-        reliable = []
-        true = []
-        for one, other in photos:
-            n = min(one, key=lambda n: abs(n - 50))
-            drawn = [look["signed"].values.abs().sum(0) for look in (one[n], other[n])]
-            a, b = (gaussian_filter(values, width) for values in drawn)
-            full = other[max(other)]["signed"].values.abs().sum(0)
-            reliable.append(correlate(a, b))
-            true.append(correlate(a, full))
-        print(f"{f'{width} px':27s}{spread(reliable):>24s}{spread(true):>20s}")
-        result[f"blur_{width}"] = [round(float(np.mean(v)), 3) for v in (reliable, true)]
+    values = np.array(photos)  # (photos, blurs, 2)
+    low = values.min(0)
+    high = values.max(0)
+    for i, width in enumerate(BLURS):
+        ends = [f"{a:.3f} - {b:.3f}" for a, b in zip(low[i], high[i], strict=True)]
+        print(f"{f'{width} px':27s}{ends[0]:>24s}{ends[1]:>20s}")
+        result[f"blur_{width}"] = [round(float(mean), 3) for mean in values[:, i].mean(0)]
     return result
 
 
@@ -288,39 +245,35 @@ TRIALS = {
 }
 
 
-def replicate(draw, network, x, target, n, times):
-    """Make several independent maps of n samples each.
+def measure_worth(draw, network, x, target):
+    """Make independent maps, and average r / (1 - r) over all pairs of them.
 
     :param Callable draw: as :func:`plain`
-    :return: one for each time
-    :rtype: list[smoothgrad.RunningMeans]
+    :return: by --reduce, proportional to how many plain samples the maps are worth
+    :rtype: dict[str, float]
     """
     sigma = NOISE * (x.max() - x.min())
     found = []
-    for seed in range(times):
+    for seed in range(TRIAL_MAPS):
         means = smoothgrad.RunningMeans(x)
-        for e in draw(n, x.shape[1:], make_rng("cpu", 2, seed)).split(CHUNK):
+        for e in draw(TRIAL_SAMPLES, x.shape[1:], make_rng("cpu", 2, seed)).split(CHUNK):
             maps = smoothgrad.gradient(network, x + sigma * e, target.repeat(len(e)))
             means.add(maps.unsqueeze(1))
         found.append(means)
-    return found
+    worth = {}
+    for reduce in ("signed", "abs"):
+        maps = [comparable(means, reduce) for means in found]
+        r = np.mean([correlate(a, b) for a, b in combinations(maps, 2)])
+        worth[reduce] = r / (1 - r)
+    return worth
 
 
-def mean_odds(found, reduce):
-    """Average r / (1 - r) over all pairs of maps: proportional to how many samples they are worth.
-
-    :rtype: float
-    """
-    maps = [comparable(means, reduce) for means in found]
-    r = np.mean([correlate(a, b) for a, b in combinations(maps, 2)])
-    return r / (1 - r)
-
-
-def try_hessian(x, target, score, n):
+def try_hessian(x, target):
     """Try H e as a control variate: M(x + e) = M(x) + H e + ..., and the mean of H e is known: 0.
 
     The plain gradient M(x), a constant, changes no variance. With the best factor b for all pixels,
     M(x + e) - b H e has 1 - c^2 of the variance, where c is the correlation of M(x + e) and H e.
+    M is that of the probability: the logits are piecewise linear in x, so that their H is 0.
 
     :return: c, and the root mean square of H e as a fraction of that of M(x + e)
     :rtype: tuple[float, float]
@@ -330,48 +283,45 @@ def try_hessian(x, target, score, n):
     sigma = NOISE * (x.max() - x.min())
     rng = make_rng("cpu", 3)
     at = x.clone().requires_grad_()
-    value = smoothgrad.class_score(network(at), target, score).sum()
+    value = smoothgrad.class_score(network(at), target, "probability").sum()
     (gradient,) = torch.autograd.grad(value, at, create_graph=True)
     samples = []
     products = []
-    for _ in range(n):
+    for _ in range(TRIAL_SAMPLES // 4):
         e = sigma * torch.randn(x.shape, generator=rng)
-        samples.append(smoothgrad.gradient(network, x + e, target, score))
-        # A piecewise linear function's derivative doesn't depend on x: no graph, no product.
-        products += torch.autograd.grad(
-            gradient, at, e, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        samples.append(smoothgrad.gradient(network, x + e, target, "probability"))
+        products += torch.autograd.grad(gradient, at, e, retain_graph=True)
     samples = torch.cat(samples)
     products = torch.cat(products)
     samples -= samples.mean(0)
     products -= products.mean(0)
-    size = float(products.square().mean().sqrt() / samples.square().mean().sqrt())
-    return (correlate(samples, products) if size else 0.0), size
+    size = products.square().mean().sqrt() / samples.square().mean().sqrt()
+    return correlate(samples, products), float(size)
 
 
 def report_trials(worth, hessian):
     """Print the tables of part 2.
 
-    :param dict worth: by trick and --reduce, :func:`mean_odds` of each photo
-    :param dict hessian: by --score, :func:`try_hessian` of each photo
+    :param dict worth: by trick, of each photo as from :func:`measure_worth`
+    :param list hessian: of each photo, as from :func:`try_hessian`
     :return: figures for the RESULT line
     :rtype: dict
     """
     result = {}
     print(f"\n{'gradients for the same reliability':36s}{'signed':>22s}{'abs':>22s}")
-    for trick, by_reduce in worth.items():
+    for trick, photos in worth.items():
         line = f"{trick:36s}"
-        for reduce, values in by_reduce.items():
-            ratios = np.divide(worth["plain"][reduce], values)
-            text = f"{np.mean(ratios):.2f} ({ratios.min():.2f} - {ratios.max():.2f})"
+        for reduce in ("signed", "abs"):
+            pairs = zip(worth["plain"], photos, strict=True)
+            ratios = [plainly[reduce] / cleverly[reduce] for plainly, cleverly in pairs]
+            text = f"{np.mean(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
             line += f"{text:>22s}"
             result[f"cost_{trick}_{reduce}".replace(" ", "_")] = round(float(np.mean(ratios)), 3)
         print(line)
-    for score, values in hessian.items():
-        c, size = np.mean(np.abs(values), 0)
-        print(f"H e of the {score}: {size:.3g} of the size of M's scatter, correlation {c:.3f}: "
-              f"variance x {1 - c * c:.3f} for 1 + some 3 gradients")  # fmt: skip
-        result[f"hessian_{score}"] = [round(float(c), 4), float(f"{size:.3g}")]
+    c, size = np.mean(np.abs(hessian), 0)
+    print(f"H e: {size:.3g} of the size of M's scatter, correlation {c:.3f}: "
+          f"variance x {1 - c * c:.3f} for 1 + some 3 gradients")  # fmt: skip
+    result["hessian_probability"] = [round(float(c), 4), float(f"{size:.3g}")]
     return result
 
 
@@ -407,30 +357,27 @@ def main(argv=None):
     set_up(False, seed=0)
     classifier = load_classifier()
     network = classifier.network
-    photos = {}
-    pairs = []
-    worth = {trick: {"signed": [], "abs": []} for trick in TRIALS}
-    hessian = {"logit": [], "probability": []}
+    growth = {}
+    smoothed = []
+    worth = {trick: [] for trick in TRIALS}
+    hessian = []
     for photo in find_photos(args.image):
         x = read_photo(photo, classifier)
         with torch.no_grad():
             target = network(x).argmax(1)
         one, other = (grow_map(network, x, target, args.samples, seed) for seed in (0, 1))
-        name = Path(photo).stem.removeprefix("sample:")
-        photos[f"{name}, {classifier.classes[target]}"] = compare_growth(one, other)
-        pairs.append((one, other))
-        print(f"{name}: part 1 is done", flush=True)
+        title = f"{photo}, {classifier.classes[target]}"
+        growth[title] = {r: compare_growth(one, other, r) for r in smoothgrad.REDUCE}
+        smoothed.append(compare_smoothed(one, other))
+        print(f"{title}: part 1 is done", flush=True)
         for trick, draw in TRIALS.items():
-            found = replicate(draw, network, x, target, TRIAL_SAMPLES, TRIAL_MAPS)
-            for reduce, values in worth[trick].items():
-                values.append(mean_odds(found, reduce))
-        for score, values in hessian.items():
-            values.append(try_hessian(x, target, score, TRIAL_SAMPLES // 4))
-        print(f"{name}: part 2 is done", flush=True)
-    result = report_reliability(list(photos.values()))
-    plot_curves(args.figure, photos)
+            worth[trick].append(measure_worth(draw, network, x, target))
+        hessian.append(try_hessian(x, target))
+        print(f"{title}: part 2 is done", flush=True)
+    plot_reliability(args.figure, growth)
+    result = report_reliability(growth)
     result.update(report_trials(worth, hessian))
-    result.update(report_blur(pairs))
+    result.update(report_smoothed(smoothed))
     print(f"look at  {args.figure}")
     print("RESULT", json.dumps(result))
     return result

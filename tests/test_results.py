@@ -1,7 +1,5 @@
 """The gallery's text says what was measured."""
 
-import json
-
 import pytest
 
 from benchmarks import results
@@ -90,23 +88,30 @@ def test_writes_numbers_as_the_text_does(value, text, written):
 
 
 def test_makes_what_is_missing_and_takes_what_is_there(tmp_path, monkeypatch):
-    """A run that exists isn't run again; its picture and its numbers are copied."""
+    """A run that exists isn't run again, one that was stopped goes on; pictures are copied."""
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    (tmp_path / "results").mkdir()
-    (tmp_path / "runs" / "one" / "samples").mkdir(parents=True)
-    (tmp_path / "runs" / "one" / "samples" / "a.png").write_bytes(b"picture")
-    metrics = {"epochs": [{"d_real": 0.6859}], "accuracy": 0.9972}
-    (tmp_path / "runs" / "one" / "metrics.json").write_text(json.dumps(metrics))
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "speed.py").write_text(
-        "print('a table')\nprint('RESULT {\"ratio\": 2.09}')\n"
+    run = tmp_path / "runs" / "one"
+    for folder in (tmp_path / "results", tmp_path / "benchmarks", run / "samples", run / "records"):
+        folder.mkdir(parents=True)
+    (run / "samples" / "a.png").write_bytes(b"picture")
+    speed = tmp_path / "benchmarks" / "speed.py"
+    speed.write_text("print('a table')\nprint('RESULT {\"ratio\": 2.09}')\n")
+    train = tmp_path / "train_dcgan.py"
+    train.write_text(
+        "import json, pathlib, sys\n"
+        "pathlib.Path('runs/one/metrics.json').write_text(json.dumps({'words': sys.argv[1:]}))\n"
     )
     one, two = results.read_page(PAGE)
-    assert results.make(one, tmp_path / "kept") == metrics
+    for _ in range(2):
+        assert results.make(one) == {"words": ["--resume", "runs/one"]}
+        assert results.make(two) == {"ratio": 2.09}
+        train.unlink(missing_ok=True)
+        speed.unlink(missing_ok=True)
     assert (tmp_path / "results" / "one.png").read_bytes() == b"picture"
-    assert results.make(two, tmp_path / "kept") == {"ratio": 2.09}
-    (tmp_path / "benchmarks" / "speed.py").unlink()
-    assert results.make(two, tmp_path / "kept") == {"ratio": 2.09}  # from the file
+
+
+def test_follows_a_path():
+    metrics = {"epochs": [{"d_real": 0.5}, {"d_real": 0.6859}]}
     assert results.look_up(metrics, "epochs.-1.d_real") == 0.6859
-    with pytest.raises(KeyError, match=r"epochs\.7"):
+    with pytest.raises(LookupError):
         results.look_up(metrics, "epochs.7.d_real")
