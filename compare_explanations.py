@@ -826,7 +826,7 @@ def main(argv=None):
         ((photo, stem),) = pairs
         return [explain_photo(classifier, args, folder, photo in checked, photo, stem)]
 
-    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
+    with interruptible(SCRIPT, folder):
         images, failed = explain_photos(photos, folder, explain)
     if not is_first():
         return {}

@@ -811,7 +811,7 @@ def main(argv=None):
         records, batch = fit_memory(in_groups, batch, "--batch")
         return records
 
-    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
+    with interruptible(SCRIPT, folder):
         images, failed = explain_photos(photos, folder, explain, args.batch)
     if not is_first():
         return {}

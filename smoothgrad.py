@@ -695,7 +695,7 @@ def main(argv=None):
         record, chunk = explain_photo(classifier, args, folder, photo, stem, chunk)
         return [record]
 
-    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
+    with interruptible(SCRIPT, folder):
         images, failed = explain_photos(photos, folder, explain)
     if not is_first():
         return {}

@@ -403,7 +403,7 @@ def get_parser():
     group.add_argument("--glyphs", type=positive_int, default=20_000,
                        help="how many glyphs to draw; for the test a fifth of that "
                             "(default: %(default)s)")
-    group.add_argument("--size", type=number(int, 8),
+    group.add_argument("--size", type=number(int, 8, 512),
                        help="side in pixels to resize to (default: as stored; 32 for a folder)")
     group.add_argument("--no-flip", dest="flip", action="store_false",
                        help="don't mirror; cifar10 and folder are mirrored at random otherwise, "
@@ -437,7 +437,7 @@ def get_parser():
 
 def load_halves(args):
     """Load the training and the test half of a dataset, which must have the same classes."""
-    options = {"split": args.split, "size": args.size}
+    options = {"split": args.split, "size": args.size, "download": not args.resume}
     fifth = max(1, args.glyphs // 5)
     train_half = load_dataset(args.dataset, args.data_dir, True, glyphs=args.glyphs, **options)
     test_half = load_dataset(train_half.name, args.data_dir, False, glyphs=fifth, **options)
@@ -533,7 +533,7 @@ def main(argv=None):
 
     if is_first():
         save()  # from here on a run that is killed can be resumed
-    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
+    with interruptible(SCRIPT, folder):
         for epoch in range(len(history) + 1, args.epochs + 1):
             row = train(network, optimizer, images, labels, pixels, args, epoch)
             if not np.isfinite(row["train_loss"]):

@@ -401,7 +401,8 @@ def make_optimizer(network, args):
 
 def load_data(args, train=True):
     """Load the training or the test half of the data."""
-    return load_dataset(args.dataset, args.data_dir, train, args.split, SIDE, args.glyphs)
+    options = {"size": SIDE, "glyphs": args.glyphs, "download": not args.resume}
+    return load_dataset(args.dataset, args.data_dir, train, args.split, **options)
 
 
 def load_scorer(args, device):
@@ -528,7 +529,7 @@ def main(argv=None):
 
         writer = SummaryWriter(folder / "tensorboard", purge_step=first)
 
-    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
+    with interruptible(SCRIPT, folder):
         for epoch in range(first, args.epochs + 1):
             if epoch > 0:
                 row = train(generator, discriminator, ema, optimizers, data, args, epoch)
