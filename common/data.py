@@ -370,7 +370,7 @@ def load_glyphs(cache, half, count, keep):
         images, labels = saved["images"], saved["labels"]
         fits = images.shape == (count, 1, 28, 28) and images.dtype == torch.uint8
         fits = fits and labels.shape == (count,) and labels.dtype == torch.int64
-        if fits and 0 <= labels.min() and labels.max() < len(CLASSES):
+        if fits and labels.min() >= 0 and labels.max() < len(CLASSES):
             return images, labels, CLASSES
     except Exception:  # absent or damaged: it is only a cache
         pass

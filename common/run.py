@@ -353,11 +353,14 @@ def restore(parts, state):
 
 
 def restore_optimizer(optimizer, saved):
-    """Fill an optimizer's memory; its settings are those that it has, not the saved ones."""
+    """Fill an optimizer's memory; but for the learning rate, its settings stay what they are."""
     groups = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
     for group, own in zip(optimizer.param_groups, groups, strict=True):
+        own.pop("lr")
         group.update(own)
+        if not is_number(group["lr"]) or group["lr"] < 0:
+            raise ValueError("lr")
     kinds = [{name: getattr(value, "shape", None) for name, value in values.items()}
              for values in optimizer.state.values()]  # fmt: skip
     if any(kind.keys() != kinds[0].keys() for kind in kinds):
