@@ -30,7 +30,7 @@ from PIL import Image
 from common.device import make_rng
 from common.errors import UserError, exit_code
 from common.images import CAPTION, open_picture
-from common.run import load_checkpoint, replacing, restore, without_nan
+from common.run import load_checkpoint, read_text, replacing, restore, saved_args, without_nan
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SCRIPTS = {"train_dcgan", "train_classifier", "smoothgrad", "explain_perturb",
@@ -287,10 +287,9 @@ def describe_walks(folder):
     import train_dcgan
 
     state = load_checkpoint(folder, "train_dcgan")
-    if state["args"].get("latent", "normal") != "normal":
-        raise ValueError("an older run, whose noise train_dcgan.py no longer draws")
-    args = argparse.Namespace(**state["args"])
-    generator, _ = train_dcgan.make_networks(args, channels=state["shape"][1])
+    args = saved_args(train_dcgan.get_parser(), state["args"])
+    with torch.device("meta"):  # the memory is that of the checkpoint's tensors
+        generator, _ = train_dcgan.make_networks(args, channels=state["shape"][1])
     restore({"ema": generator}, state)
     z = train_dcgan.draw_z(64, args, make_rng("cpu", args.seed))  # that of the grids
     walks = make_walks(z[:WALKS], train_dcgan.interpolate)
@@ -378,7 +377,7 @@ def read_metrics(folder):
     if not file.is_file():
         raise UserError(f"{folder} has no metrics.json: give the folder of a finished run")
     try:
-        metrics = dict(without_nan(json.loads(file.read_text(encoding="utf-8"))))
+        metrics = dict(without_nan(json.loads(read_text(file))))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is damaged: run the script again") from error
     for name, kind in (("args", dict), ("epochs", list), ("images", list)):

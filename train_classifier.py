@@ -56,6 +56,7 @@ from common.fast import speed_up_linear
 from common.images import plot_curves, save_figure
 from common.layers import make_layer
 from common.run import (
+    check_sizes,
     load_checkpoint,
     open_run,
     restore,
@@ -474,6 +475,8 @@ def main(argv=None):
     if args.resume:
         state = load_checkpoint(args.resume, SCRIPT)
         args = resume_args(parser, argv, state["args"], CHANGEABLE_ON_RESUME)
+        sizes = (state["shape"][0], len(state["classes"]), args.width)
+        check_sizes(state, ("network",), lambda: (make_network(*sizes),))
     elif args.dry_run:
         args.epochs = 1
         args.batch_size = min(args.batch_size, 16)

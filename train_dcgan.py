@@ -54,12 +54,14 @@ from common.fid import SAMPLES, SCORES, Scorer
 from common.images import add_caption, open_picture, plot_curves, save_gif, save_png, to_grid
 from common.layers import make_layer
 from common.run import (
+    check_sizes,
     load_checkpoint,
     open_run,
     replacing,
     restore,
     resume_args,
     save_checkpoint,
+    saved_args,
     write_csv,
     write_metrics,
 )
@@ -438,11 +440,11 @@ def sample(args, argv):
     """Draw samples from a finished run, without training."""
     started = time.time()
     state = load_checkpoint(args.sample, SCRIPT)
-    run_args = get_parser().parse_args([])
-    vars(run_args).update(state["args"])  # the networks and the data are the run's own
+    run_args = saved_args(get_parser(), state["args"])  # the networks and the data are its own
     vars(run_args).update(fid=args.fid, data_dir=args.data_dir, seed=args.seed)
     device = set_up(args.cuda, args.seed, args.device)
-    ema, _ = make_networks(run_args, channels=state["shape"][1])
+    with torch.device("meta"):  # the memory is that of the checkpoint's tensors
+        ema, _ = make_networks(run_args, channels=state["shape"][1])
     restore({"ema": ema}, state)
     ema.to(device)
     scorer = load_scorer(run_args, device)
@@ -478,6 +480,8 @@ def main(argv=None):
     if args.resume:
         state = load_checkpoint(args.resume, SCRIPT)
         args = resume_args(parser, argv, state["args"], CHANGEABLE_ON_RESUME)
+        networks = ("generator", "discriminator")
+        check_sizes(state, networks, lambda: make_networks(args, state["shape"][1]))
     elif args.dry_run:
         args.epochs = 1
         args.batch_size = min(args.batch_size, 16)

@@ -7,12 +7,11 @@ import re
 import sys
 from pathlib import Path
 
-import torch.distributed as dist
 from PIL import Image
 from tqdm import tqdm
 
-from common.device import is_first, ranks
-from common.errors import PeerError, UserError
+from common.device import gather, is_first, ranks
+from common.errors import UserError
 from common.images import crop_square, open_photo, picture_endings
 from common.run import replacing
 
@@ -194,18 +193,6 @@ def explain_photos(photos, folder, explain, group=1):
     failed = gather(failed)  # also waits for the last record of all processes
     records = read_records(folder)
     return [records[stems[photo]] for photo in photos if stems[photo] in records], failed
-
-
-def gather(found):
-    """Join what each process found, a dict, into one that all have."""
-    if ranks()[1] == 1:
-        return found
-    everybody = [None] * ranks()[1]
-    try:
-        dist.all_gather_object(everybody, found)
-    except RuntimeError as error:
-        raise PeerError from error
-    return {key: value for part in everybody for key, value in part.items()}
 
 
 def report_failures(failed, count):

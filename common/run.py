@@ -291,7 +291,7 @@ def is_row(value):
 FORMS = {
     "script": is_name,
     "args": lambda value: isinstance(value, dict),
-    "shape": lambda value: is_list_of(lambda n: type(n) is int and n > 0, value),
+    "shape": lambda value: is_list_of(lambda n: type(n) is int and n > 0, value) and len(value) > 2,
     "history": partial(is_list_of, is_row),
     "seconds": lambda value: is_number(value) and value >= 0,
     "floor": lambda value: value is None or is_number(value),
@@ -344,12 +344,28 @@ def restore(parts, state):
         try:
             if isinstance(part, torch.optim.Optimizer):
                 restore_optimizer(part, saved)
-            else:
-                part.load_state_dict(saved, assign=any(p.is_meta for p in part.parameters()))
+            else:  # a plain dict: its _metadata would remember "assign" for the next network
+                on_meta = any(p.is_meta for p in part.parameters())
+                part.load_state_dict(dict(saved), assign=on_meta)
         except Exception as error:  # whatever wrong shapes and types set off in torch
             raise UserError(
                 "the checkpoint doesn't fit this version of the networks: start a new run"
             ) from error
+
+
+def check_sizes(state, names, make):
+    """Refuse a checkpoint whose arguments ask for networks that its weights aren't of.
+
+    Before memory is taken for them: a tiny file may ask for all there is.
+
+    :param Checkpoint state: as from :func:`load_checkpoint`
+    :param tuple[str] names: of networks in the checkpoint
+    :param Callable make: makes them, in this order
+    :raises UserError: if they don't fit
+    """
+    with torch.device("meta"):
+        networks = make()
+    restore(dict(zip(names, networks, strict=True)), state)
 
 
 def restore_optimizer(optimizer, saved):
