@@ -30,7 +30,15 @@ from PIL import Image
 from common.device import make_rng
 from common.errors import UserError, exit_code
 from common.images import CAPTION, open_picture
-from common.run import load_checkpoint, read_text, replacing, restore, saved_args, without_nan
+from common.run import (
+    load_checkpoint,
+    read_arrays,
+    read_text,
+    replacing,
+    restore,
+    saved_args,
+    without_nan,
+)
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SCRIPTS = {"train_dcgan", "train_classifier", "smoothgrad", "explain_perturb",
@@ -162,12 +170,9 @@ def describe_photo(folder, image, model, lost):
     """
     masked = "curve" in image
     stem = Path(image["panel"]).name.removesuffix("_panel.png")
-    file = folder / f"{stem}.npz"
-    if not file.is_file():  # nor a pipe, which might never be filled
-        raise FileNotFoundError(file)
-    with np.load(file) as arrays:
-        photo = arrays["photo"]
-        maps, lines = (describe_mask if masked else describe_maps)(image, arrays, lost)
+    arrays = read_arrays(folder / f"{stem}.npz")
+    photo = arrays["photo"]
+    maps, lines = (describe_mask if masked else describe_maps)(image, arrays, lost)
     if photo.shape[-1] not in (1, 3):
         photo = photo.transpose(1, 2, 0)  # (H, W, C)
     if not maps or not np.isfinite(photo).all():

@@ -58,6 +58,7 @@ from common.photos import (
     explain_photos,
     find_photos,
     load_arguments,
+    predict,
     read_photo,
     report_failures,
     save_arguments,
@@ -446,16 +447,16 @@ def watch_smoothgrad(network, x, target, noise, args, baseline, chunk):
     return means, frames
 
 
-@torch.no_grad()
-def classify(classifier, x, target=None):
+def classify(classifier, x, photo, target=None):
     """Classify a photo, (1, C, H, W), and choose the class to explain.
 
     :param common.classifiers.Classifier classifier: whose classes
+    :param str photo: what it is called
     :param str target: index or name; None for the top class
     :return: the class to explain, its probability, and the five top classes with theirs
     :rtype: tuple[int, float, list[tuple[str, float]]]
     """
-    probabilities = classifier.network(x).softmax(1)[0]
+    probabilities = predict(classifier, x, [photo])[0]
     best = probabilities.argsort(descending=True)[:5].tolist()
     top5 = [(classifier.classes[i], float(probabilities[i])) for i in best]
     label = best[0] if target is None else find_class(classifier.classes, target)
@@ -474,7 +475,7 @@ def explain_photo(classifier, args, folder, photo, stem, chunk):
     started = time.time()
     network = classifier.network
     x = read_photo(photo, classifier).to(classifier.device)
-    label, probability, top5 = classify(classifier, x, args.target)
+    label, probability, top5 = classify(classifier, x, photo, args.target)
     say(f"{photo}: " + ", ".join(f"{name} {p:.1%}" for name, p in top5))
     target = torch.tensor([label], device=x.device)
     baseline = make_baseline(args.baseline, x, make_rng(x.device, args.seed, 1))
@@ -696,7 +697,7 @@ def main(argv=None):
         return [record]
 
     with interruptible(SCRIPT, folder):
-        images, failed = explain_photos(photos, folder, explain)
+        images, failed = explain_photos(photos, folder, explain, check=to_row)
     if not is_first():
         return {}
     write_csv(folder / "metrics.csv", [to_row(record) for record in images])

@@ -1,19 +1,20 @@
 """One photo after the other: found, read, explained, recorded; no broken one stops the others."""
 
-import contextlib
 import json
 import os
 import re
 import sys
+import zlib
 from pathlib import Path
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from common.device import gather, is_first, ranks
-from common.errors import UserError
+from common.errors import UserError, plain
 from common.images import crop_square, open_photo, picture_endings
-from common.run import replacing
+from common.run import is_name, is_number, read_text, replacing, written_since
 
 SAMPLES = {"astronaut": "astronaut", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket"}
 
@@ -74,9 +75,28 @@ def read_photo(path, classifier):
     return pixels.unsqueeze(0)
 
 
+@torch.no_grad()
+def predict(classifier, x, photos):
+    """Classify photos, and refuse one for which the network gives no numbers.
+
+    :param common.classifiers.Classifier classifier: whose network
+    :param torch.Tensor x: the photos, (N, C, H, W)
+    :param list[str] photos: what they are called
+    :return: probabilities, (N, classes)
+    :rtype: torch.Tensor
+    :raises UserError: if one's are NaN; it names the photo and the network
+    """
+    probabilities = classifier.network(x).softmax(1)
+    for photo, row in zip(photos, probabilities, strict=True):
+        if not row.isfinite().all():
+            name = classifier.name
+            raise UserError(f"{photo}: {name} gives NaN for it: leave it out, or mend the network")
+    return probabilities
+
+
 def say(text, file=None):
     """Print a line above the progress bars, in one piece: other processes print, too."""
-    tqdm.write(text + "\n", file, end="")
+    tqdm.write(plain(text) + "\n", file, end="")
 
 
 # ------------------------------------------------------------------ what a run has explained so far
@@ -89,8 +109,8 @@ def save_arguments(folder, script, args):
     :param str script: name of the script, without .py
     :param argparse.Namespace args: all arguments
     """
+    (folder / "records").mkdir(exist_ok=True)  # whichever process is first
     if is_first():
-        (folder / "records").mkdir(exist_ok=True)
         with replacing(folder / "records" / "arguments.txt") as part:
             part.write_text(json.dumps({"script": script, "args": vars(args)}), encoding="utf-8")
 
@@ -105,11 +125,10 @@ def load_arguments(path, script):
     :raises UserError: if there are none, or another script's
     """
     try:
-        text = (Path(path) / "records" / "arguments.txt").read_text(encoding="utf-8")
-        state = json.loads(text)
+        state = json.loads(read_text(Path(path) / "records" / "arguments.txt"))
         found = state["script"]
         args = dict(state["args"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is no run of {script}.py to go on with: start a new one"
         ) from error
@@ -118,14 +137,55 @@ def load_arguments(path, script):
     return args
 
 
-def read_records(folder):
-    """Return the records of the photos that have been explained, by the stem of their files."""
+def read_records(folder, check=None):
+    """Read the records of the photos that have been explained, if all that they name is whole.
+
+    :param pathlib.Path folder: the run folder; anybody may have written what is in it
+    :param Callable check: raises an exception for a record that its script can't use
+    :return: records by the stem of their files; for the others a line each
+    :rtype: tuple[dict[str, dict], list[str]]
+    """
     records = {}
+    lines = []
     for file in sorted((folder / "records").glob("[!.]*.json")):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: done again
-            record = json.loads(file.read_text(encoding="utf-8"))
-            records[file.stem] = record | {"path": record["path"]}
-    return records
+        try:
+            record = json.loads(read_text(file))
+            damaged = find_damage(folder, record.pop("files"))
+            check_record(record)
+            if check:
+                check(record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError,
+                RecursionError):  # fmt: skip
+            damaged = file
+        if damaged:
+            lines.append(f"{damaged} is lost or damaged: its photo is explained again")
+        else:
+            records[file.stem] = record
+    return records, lines
+
+
+def find_damage(folder, files):
+    """Return the first of a photo's files that isn't what was written, or None.
+
+    :param dict[str, int] files: checksums by name, relative to the run folder
+    """
+    for name, checksum in files.items():
+        file = folder / name
+        if ".." in file.parts or folder not in file.parents or not file.is_file():
+            return file
+        if zlib.crc32(file.read_bytes()) != checksum:
+            return file
+    return None
+
+
+def check_record(record):
+    """Raise an exception for a record that isn't one of a photo."""
+    numbers = [record[name] for name in ("target", "probability", "seconds", "evaluations")]
+    names = [record["class_name"], record.get("panel", "")]
+    if not all(map(is_number, numbers)) or not all(map(is_name, names)):
+        raise ValueError("no record")
+    if not isinstance(record["path"], str) or os.sep in record.get("panel", ""):
+        raise ValueError("no record")
 
 
 def name_photos(photos, stems=()):
@@ -154,22 +214,27 @@ def name_photos(photos, stems=()):
     return stems
 
 
-def explain_photos(photos, folder, explain, group=1):
+def explain_photos(photos, folder, explain, group=1, check=None):
     """Explain the photos of this process that haven't been explained yet.
 
-    A photo's record, ``records/STEM.json``, is written after all its other files: a resumed run
-    goes on with the photos that have none. One that can't be read costs no other.
+    A photo's record, ``records/STEM.json``, is written after all its other files, whose checksums
+    it holds: a resumed run goes on with the photos of which one is lost or damaged. One that can't
+    be read costs no other.
 
     :param list[str] photos: all of them; each process takes its share
     :param pathlib.Path folder: the run folder
     :param Callable explain: from a list of pairs (photo, stem) to one record each, plain values
     :param int group: how many photos ``explain`` is given at once
+    :param Callable check: raises an exception for a record that the script can't use
     :return: the records of all photos, in order, and what went wrong with the others
     :rtype: tuple[list[dict], dict[str, str]]
     """
     rank, world = ranks()
     # A photo keeps its stem, whichever others a resumed run is given.
-    done = {record["path"]: stem for stem, record in read_records(folder).items()}
+    records, lines = read_records(folder, check)
+    for line in lines if rank == 0 else ():
+        print(f"warning: {plain(line)}", file=sys.stderr)
+    done = {record["path"]: stem for stem, record in records.items()}
     stems = name_photos(photos, done)
     failed = {}
     todo = [photo for photo in photos[rank::world] if photo not in done]
@@ -178,6 +243,7 @@ def explain_photos(photos, folder, explain, group=1):
     with tqdm(total=len(todo), unit="photo", disable=hidden) as bar:
         while groups:
             some = groups.pop(0)
+            _, mark = written_since(None)
             try:
                 records = explain([(photo, stems[photo]) for photo in some])
             except UserError as error:
@@ -186,12 +252,15 @@ def explain_photos(photos, folder, explain, group=1):
                     continue
                 failed[some[0]] = str(error)
             else:
+                written, _ = written_since(mark)  # of several photos at once, each answers for all
+                files = {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in written}
                 for photo, record in zip(some, records, strict=True):
+                    whole = record | {"files": files}
                     with replacing(folder / "records" / f"{stems[photo]}.json") as part:
-                        part.write_text(json.dumps(record), encoding="utf-8")
+                        part.write_text(json.dumps(whole), encoding="utf-8")
             bar.update(len(some))
     failed = gather(failed)  # also waits for the last record of all processes
-    records = read_records(folder)
+    records, _ = read_records(folder, check)
     return [records[stems[photo]] for photo in photos if stems[photo] in records], failed
 
 
@@ -205,7 +274,7 @@ def report_failures(failed, count):
     if len(failed) == count == 1:
         raise UserError(next(iter(failed.values())))
     for why in failed.values():
-        print(f"warning: {why}", file=sys.stderr)
+        print(f"warning: {plain(why)}", file=sys.stderr)
     if failed:
         code = 2 if len(failed) == count else 1
         line = f"{len(failed)} of {count} photos could not be explained: see the warnings above"

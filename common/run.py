@@ -21,12 +21,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import filelock
+import numpy as np
 import torch
 
 from common.device import describe_device, is_first, share_from_first
 from common.errors import UserError
 
-MOST_TEXT = 256 * 2**20  # bytes of a record that is read; those of 500 photos are 2 MB
+MOST_TEXT = 64 * 2**20  # bytes of a record that is read; that of 500 photos has 2 MB
+MOST_ARRAYS = 512 * 2**20  # bytes of a photo's arrays
 MOST_PICKLE = 2 * 2**20  # bytes of a checkpoint beside its tensors; 10,000 epochs are less
 MOST_VALUES = 500_000  # numbers, strings, lists in a checkpoint, each as often as it is named
 DEEPEST = 10  # lists in lists
@@ -145,6 +147,26 @@ def read_text(path):
     if path.stat().st_size > MOST_TEXT:
         raise OSError(errno.EFBIG, "is too large", str(path))
     return path.read_text(encoding="utf-8")
+
+
+def read_arrays(path):
+    """Read a file that np.savez wrote, and that anybody may have changed.
+
+    :param pathlib.Path path: the file
+    :return: arrays by name
+    :rtype: dict[str, numpy.ndarray]
+    :raises UserError: if it is damaged, or would unpack to more than a photo's arrays
+    """
+    try:
+        if not path.is_file():  # nor a pipe, which might never be filled
+            raise FileNotFoundError("gone")
+        with zipfile.ZipFile(path) as archive:
+            if sum(record.file_size for record in archive.infolist()) > MOST_ARRAYS:
+                raise ValueError("too large")
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except Exception as error:  # whatever damage sets off in numpy and zipfile
+        raise UserError(f"{path} is lost or damaged: start a new run") from error
 
 
 # ----------------------------------------------------------------------------------- checkpoints
