@@ -758,7 +758,7 @@ def map_sheet(path, files):
         for axes in grid[len(some) :].flat:
             axes.set_visible(False)
         for axes, caption in zip(grid[0], files.values(), strict=True):
-            axes.set_title(to_line(caption), fontsize=7, parse_math=False)
+            axes.set_title(to_line(caption, 30), fontsize=7, parse_math=False)
     save_figure(path, figure)
 
 

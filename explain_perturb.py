@@ -659,7 +659,7 @@ def draw_panel(path, photo, mask, perturbed, record):
 
     figure = Figure(figsize=(13.2, 3.3), layout="constrained")
     left, middle, right, chart = figure.subplots(1, 4)
-    name = to_line(record["class_name"])
+    name = to_line(record["class_name"], 30)
     for axes, picture, title in (
         (left, photo, f"{name}, {record['probability']:.1%}"),
         (right, perturbed, f"{name}, {record['probability_after']:.2%}"),

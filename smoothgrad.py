@@ -552,7 +552,7 @@ def draw_panel(path, photo, heats, records, title, method):
 
     columns = len(heats) + 1
     figure = Figure(figsize=(2.6 * columns, 6.1), layout="constrained")
-    figure.suptitle(to_line(title), fontsize=11, parse_math=False)  # a $ is a $
+    figure.suptitle(to_line(title, 80), fontsize=11, parse_math=False)  # a $ is a $
     grid = figure.subplots(2, columns)
     for axes in grid.flat:
         axes.axis("off")
@@ -639,7 +639,7 @@ def get_parser():
                        help="same seed, same machine, same result (default: %(default)s)")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
     group.add_argument("--device", metavar="NAME", help="any other device: mps, xpu, cuda:1")
-    group.add_argument("--chunk", type=positive_int,
+    group.add_argument("--chunk", type=number(int, 1, 4096),
                        help="images computed at once: memory and speed, not the result "
                             "(default: 8 on a CPU, 64 on a GPU)")
 

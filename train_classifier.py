@@ -53,7 +53,7 @@ from common.errors import (
     seed_int,
 )
 from common.fast import speed_up_linear
-from common.images import plot_curves, save_figure
+from common.images import plot_curves, save_figure, to_line
 from common.layers import make_layer
 from common.run import (
     check_sizes,
@@ -195,7 +195,7 @@ def train(network, optimizer, images, labels, pixels, args, epoch):
         processes, and images_per_second
     :rtype: dict[str, float]
     """
-    began = time.time()
+    began = time.perf_counter()
     rank, world = ranks()
     device = images.device
     steps = 1 if args.dry_run else len(images) // (args.batch_size * world)
@@ -219,7 +219,7 @@ def train(network, optimizer, images, labels, pixels, args, epoch):
         optimizer.step()
         total += loss.detach()
     average_over_ranks(total)
-    speed = steps * args.batch_size * world / (time.time() - began)
+    speed = steps * args.batch_size * world / max(time.perf_counter() - began, 1e-6)
     return {"epoch": epoch, "train_loss": total.item() / steps,
             "images_per_second": round(speed, 1)}  # fmt: skip
 
@@ -308,6 +308,7 @@ def plot_matrix(path, matrix, names):
     from matplotlib.figure import Figure
 
     share = matrix / matrix.sum(1, keepdims=True).clip(1)
+    names = [to_line(name, 30) for name in names]
     n = len(names)
     few = n <= 20
     side = min(16, 3 + (0.5 if few else 0.2) * n)
@@ -375,7 +376,8 @@ def show_mistakes(folder, images, labels, logits, names):
     print(f"mistaken most often: {', '.join(worst) or 'none'}")
 
     mistakes = find_mistakes(labels, logits)
-    titles = [f"{names[labels[i]]}\n→ {names[k]}, {100 * sure:.0f} %" for i, k, sure in mistakes]
+    short = [to_line(name, 12) for name in names]
+    titles = [f"{short[labels[i]]}\n→ {short[k]}, {100 * sure:.0f} %" for i, k, sure in mistakes]
     plot_images(folder / "mistakes.png", images[[i for i, _, _ in mistakes]], titles)
     plot_matrix(folder / "confusions.png", np.array(found["confusions"]), names)
     return found

@@ -247,7 +247,7 @@ def train(generator, discriminator, ema, optimizers, data, args, epoch):
         g_loss, d_real (D(x)) and d_fake (D(G(z))), and images_per_second
     :rtype: dict[str, float]
     """
-    began = time.time()
+    began = time.perf_counter()
     rank, world = ranks()
     count = len(data.images)
     device = data.images.device
@@ -268,7 +268,7 @@ def train(generator, discriminator, ema, optimizers, data, args, epoch):
         update_ema(ema, generator, min(args.ema, (1 + seen) / (10 + seen)))
     average_over_ranks(totals)
     d_loss, g_loss, d_real, d_fake = (total / steps for total in totals.tolist())
-    speed = steps * args.batch_size * world / (time.time() - began)
+    speed = steps * args.batch_size * world / max(time.perf_counter() - began, 1e-6)
     return {"epoch": epoch, "d_loss": d_loss, "g_loss": g_loss, "d_real": d_real, "d_fake": d_fake,
             "images_per_second": round(speed, 1)}  # fmt: skip
 

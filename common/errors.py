@@ -251,7 +251,9 @@ def number(kind, low, high=None):
     """
     largest = high
     if high is None:
-        largest = 2**31 - 1 if kind is int else 3e38  # of a float32
+        largest = (
+            2**31 - 1 if kind is int else 1e30
+        )  # a float32 has room for more, but not for what is made of it
 
     def convert(text):
         value = kind(text)

@@ -315,7 +315,7 @@ FORMS = {
     "args": lambda value: isinstance(value, dict),
     "shape": lambda value: is_list_of(lambda n: type(n) is int and n > 0, value) and len(value) > 2,
     "history": partial(is_list_of, is_row),
-    "seconds": lambda value: is_number(value) and value >= 0,
+    "seconds": is_number,
     "floor": lambda value: value is None or is_number(value),
     "images": is_number,
     "classes": partial(is_list_of, is_name),

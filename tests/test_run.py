@@ -14,6 +14,7 @@ import zipfile
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from common.errors import Interrupted, UserError, exit_code, interruptible, number
 from common.run import (
@@ -552,6 +553,43 @@ def test_exit_codes(ending, code, words, capsys):
     assert out == ""
     assert words in error
     assert error.count("\n") == bool(words)
+
+
+@POSIX
+@pytest.mark.parametrize("kind", ["closed", "full"])
+def test_a_run_goes_on_without_stderr(kind, monkeypatch):
+    """`2>&-`, or a full disk: progress bars and warnings are lost, and nothing else."""
+    done = []
+
+    def main():
+        for _ in tqdm(range(3)):
+            print("warning: " + "x" * 10_000, file=sys.stderr)
+        sys.stderr.flush()
+        done.append(True)
+
+    stream = open("/dev/full", "w") if kind == "full" else None  # noqa: SIM115 (of this test)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert exit_code(main) == 0
+    assert done
+
+
+def test_a_restart_by_torchrun_goes_on(tmp_path, monkeypatch):
+    """--max-restarts types the same command again: it becomes the --resume of its own run."""
+    run = str(tmp_path)
+    seen = []
+    for count, argv, more in (
+        ("0", ["--out", run], []),
+        ("1", ["--epochs", "3"], []),  # in a folder by date and time
+        ("1", ["--out", run], ["--resume", run]),
+        ("1", [f"--out={run}"], ["--resume", run]),
+        ("1", ["--resume", run], []),
+        ("1", ["--out", str(tmp_path / "new")], []),
+    ):
+        (tmp_path / "checkpoint.pt").touch()
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        monkeypatch.setattr(sys, "argv", ["s.py", *argv])
+        exit_code(lambda: seen.append(sys.argv[1:]))
+        assert seen.pop() == [*argv, *more]
 
 
 def test_a_bug_is_not_hidden():
