@@ -2,8 +2,10 @@
 
 import os
 import random
+import secrets
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -60,6 +62,7 @@ def join_group(device):
             # Not by init_process_group: its one timeout would hold for the work as well.
             timeout = timedelta(seconds=JOINING)
             store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+            store = dist.PrefixStore(agree_on_name(store, rank, world), store)
             # Gradients travel by the device's own backend, plain Python values by gloo.
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(
@@ -71,6 +74,39 @@ def join_group(device):
             f"can't join the other processes ({where}): {why}; start them by torchrun, or alone "
             "without these variables"
         ) from error
+
+
+def agree_on_name(store, rank, world):
+    """Agree on a name that no earlier start of these processes has used.
+
+    torchrun --max-restarts starts them again with the same store, in which the addresses of the
+    ended ones are left.
+
+    :param torch.distributed.Store store: what all can write to and read
+    :return: the name
+    :rtype: str
+    :raises TimeoutError: if not all come
+    """
+
+    def read(key):
+        return store.get(key).decode() if store.check([key]) else ""
+
+    mine = secrets.token_hex(8)
+    store.set(f"hello {rank}", mine)
+    others = range(1, world)
+    end = time.monotonic() + JOINING
+    while time.monotonic() < end:
+        if rank == 0:
+            for other in others:  # what was an old greeting is answered again when it is new
+                store.set(f"welcome {other}", read(f"hello {other}") + mine)
+            if all(read(f"thanks {other}") == mine for other in others):
+                return mine
+        elif read(f"welcome {rank}").startswith(mine):
+            name = read(f"welcome {rank}").removeprefix(mine)
+            store.set(f"thanks {rank}", name)
+            return name
+        time.sleep(0.02)
+    raise TimeoutError("not all of them have come")
 
 
 @contextmanager
