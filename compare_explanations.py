@@ -36,6 +36,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import common  # isort: skip # noqa: F401 (Ctrl-C while torch is imported: one line)
+
 import numpy as np
 import torch
 from torch import nn

@@ -22,6 +22,8 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import common  # isort: skip # noqa: F401 (Ctrl-C while torch is imported: one line)
+
 import matplotlib
 import numpy as np
 import torch

@@ -35,6 +35,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import common  # isort: skip # noqa: F401 (Ctrl-C while torch is imported: one line)
+
 import numpy as np
 import torch
 from torch import nn

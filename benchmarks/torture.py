@@ -29,9 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import hypothesis
-import numpy as np
 import torch
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import explain_perturb
@@ -43,18 +41,24 @@ import train_dcgan
 from common.classifiers import Classifier, load_classifier
 from common.errors import UserError
 from common.photos import read_photo
-from common.run import load_checkpoint
-from tests.helpers import assert_same, learnt, save_classifier
+from tests.helpers import (
+    find_hole,
+    find_unreadable,
+    halves,
+    learnt,
+    same,
+    save_classifier,
+    write_photos,
+)
 from tests.hostile import (
     CLAIMS,
     NAMES,
-    ODD,
+    claim,
     list_files,
     make_bombs,
     mutate,
     postscript,
-    replace_file,
-    spoil_value,
+    spoil_run,
     write_pictures,
 )
 from tests.processes import describe_end, finish, start
@@ -111,20 +115,6 @@ def must(script, argv, log):
     code, _ = finish(start(script.main, argv, log))
     if code != 0:
         raise RuntimeError(f"{script.__name__}: {log.read_text()}")
-
-
-def same(a, b):
-    """Compare two trees of plain values and tensors bit for bit."""
-    try:
-        assert_same(a, b)
-    except AssertionError:
-        return False
-    return True
-
-
-def halves(folder):
-    """List what a process was writing when it ended, and should have been removed."""
-    return [f"{file} is left" for file in folder.rglob("*.part*")]
 
 
 # ----------------------------------------------------------------------------------------- kills
@@ -190,17 +180,6 @@ def kill_training(work, script, kills, rng, row):
         elif not same(learnt(run, script.SCRIPT), expected):
             lines.append("other weights")
         row.add(moment, f"kill {row.count}", *lines, *halves(run))
-
-
-def find_unreadable(folder, script):
-    """List what is wrong with the checkpoints in a folder: they are whole, or not there."""
-    lines = []
-    for file in folder.rglob("[!.]*.pt"):
-        try:
-            load_checkpoint(file, script.SCRIPT)
-        except UserError as error:
-            lines.append(str(error))
-    return lines
 
 
 def find_moment(run):
@@ -302,24 +281,6 @@ def damage_checkpoints(work, count, rng):
         wrong = None if end in ("unharmed", "refused") else end
         row.add(f"{what}: {end}", f"at {place}", wrong)
     yield row
-
-
-def claim(state, name, rng):
-    """Let the checkpoint of a classifier claim to be much, and say what."""
-    sizes = {"shape": [rng.choice((1, 3)), 10**5, 10**5], "classes": ["a"] * rng.randrange(10**5),
-             "args": {"width": rng.uniform(1, 100)}, "std": [0.0] * 3,
-             "mean": [1e300] * 3}  # fmt: skip
-    entry = rng.choice(list(state))
-    if rng.random() < 0.5:
-        state[entry] = CLAIMS[name]
-    elif rng.random() < 0.5:
-        entry = rng.choice(list(sizes))
-        state[entry] = sizes[entry]
-    else:
-        layer = rng.choice(list(state["network"]))
-        state["network"] = state["network"] | {layer: CLAIMS[name]}
-        entry = layer
-    return entry
 
 
 def claim_much(work, count, rng):
@@ -433,15 +394,6 @@ def draw_settings(work, script, begin, count, seed, row):
 # ---------------------------------------------------------------------------------------- photos
 
 
-def write_photos(folder, count, rng):
-    """Write pictures of noise, and in their midst a file that is none."""
-    folder.mkdir()
-    for i in range(count):
-        noise = np.frombuffer(rng.randbytes(16 * 16 * 3), np.uint8).reshape(16, 16, 3)
-        Image.fromarray(noise).save(folder / f"{i:03d}.png")
-    (folder / f"{count // 2:03d}.png").write_bytes(b"no picture")
-
-
 def explain_photos(work, count, rng):
     """Explain many photos, one of them broken; kill the run, and resume it.
 
@@ -494,52 +446,6 @@ def make_runs(work, rng):
     return runs
 
 
-def spoil_json(file, rng, odd):
-    """Replace or remove something in a record."""
-    with contextlib.suppress(ValueError):  # spoilt already
-        value = json.loads(file.read_text())
-        spoil_value(value, rng, odd)
-        file.write_text(json.dumps(value))
-
-
-def spoil_checkpoint(file, rng, odd):
-    """Replace or remove something in a checkpoint."""
-    try:
-        state = torch.load(file)
-        spoil_value(state, rng, odd)
-        torch.save(state, file)
-    except Exception:  # spoilt already, or of values that can't be pickled
-        return
-
-
-def spoil_run(folder, bombs, places, rng):
-    """Spoil something in a run folder, and say what was done.
-
-    :param list places: outside, where nothing may be made
-    """
-    odd = [*ODD[:-1], *map(str, places), "timm/resnet18", "resnet18"]
-    files = sorted(file for file in folder.rglob("[!.]*") if file.is_file())
-    way = rng.choice(("record", "record", "checkpoint", "file", "link"))
-    records = [file for file in files if file.suffix in (".json", ".txt")]
-    if way == "record" and records:
-        file = rng.choice(records)
-        spoil_json(file, rng, odd)
-        return f"a value in {file.name}"
-    if way == "checkpoint" and folder / "checkpoint.pt" in files:
-        odd += [torch.ones(2), torch.ones(3, 3, 3, 3)]
-        spoil_checkpoint(folder / "checkpoint.pt", rng, odd)
-        return "a value in the checkpoint"
-    if way == "link":
-        place = folder / rng.choice((".lock", "samples", "records", "maps", "tensorboard", "a/b"))
-        place.parent.mkdir(exist_ok=True)
-        if place.is_dir():
-            shutil.rmtree(place)
-        place.unlink(missing_ok=True)
-        place.symlink_to(rng.choice(places))
-        return f"link {place.name}"
-    return replace_file(rng.choice(files), rng, bombs)
-
-
 def spoil_many(work, count, rng, name, call):
     """Spoil runs of all scripts, hand each to a script, and look at all that lies around it.
 
@@ -565,8 +471,9 @@ def spoil_many(work, count, rng, name, call):
         end, wrong = describe_end(code, work / "log")
         after = list_files(work, (folder, work / "log"))
         changed = [f"{k} was touched" for k in before | after if before.get(k) != after.get(k)]
-        hole = find_hole(folder / "report.html") if function is report.main and not code else None
-        row.add(end, f"{script.SCRIPT}, {'; '.join(done)}", wrong, hole, *changed, *halves(folder))
+        if function is report.main and code == 0:
+            changed.append(find_hole(folder / "report.html", report.TEMPLATE))
+        row.add(end, f"{script.SCRIPT}, {'; '.join(done)}", wrong, *changed, *halves(folder))
     return row
 
 
@@ -588,18 +495,6 @@ def spoil_pages(work, count, rng):
         return report.main, [folder]
 
     yield spoil_many(work, count, rng, "pages of other people's runs", call)
-
-
-def find_hole(page):
-    """Say what is wrong with a page, or None: it is the template around its data, JSON."""
-    text = page.read_text(encoding="utf-8")
-    template = report.TEMPLATE.read_text(encoding="utf-8")
-    before, after = template.split("{{data}}")
-    data = text.removeprefix(before).removesuffix(after)
-    if len(before) + len(data) + len(after) != len(text) or set("<>&") & set(data):
-        return "its data end their element"
-    json.loads(data)
-    return None
 
 
 # ----------------------------------------------------------------------------------------- names

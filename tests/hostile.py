@@ -1,7 +1,10 @@
 """What strangers hand over: broken files, files that want to be large, values that can't be."""
 
+import contextlib
 import io
+import json
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -208,3 +211,67 @@ def list_files(folder, but=()):
             status = file.lstat()
             found[str(file)] = (status.st_mode, status.st_size, status.st_mtime_ns)
     return {name: seen for name, seen in found.items() if seen[0] >> 12 != 4}  # but folders' times
+
+
+def claim(state, name, rng):
+    """Let the checkpoint of a classifier claim to be much, and say what."""
+    sizes = {"shape": [rng.choice((1, 3)), 10**5, 10**5], "classes": ["a"] * rng.randrange(10**5),
+             "args": {"width": rng.uniform(1, 100)}, "std": [0.0] * 3,
+             "mean": [1e300] * 3}  # fmt: skip
+    entry = rng.choice(list(state))
+    if rng.random() < 0.5:
+        state[entry] = CLAIMS[name]
+    elif rng.random() < 0.5:
+        entry = rng.choice(list(sizes))
+        state[entry] = sizes[entry]
+    else:
+        layer = rng.choice(list(state["network"]))
+        state["network"] = state["network"] | {layer: CLAIMS[name]}
+        entry = layer
+    return entry
+
+
+def spoil_json(file, rng, odd):
+    """Replace or remove something in a record."""
+    with contextlib.suppress(ValueError):  # spoilt already
+        value = json.loads(file.read_text())
+        spoil_value(value, rng, odd)
+        file.write_text(json.dumps(value))
+
+
+def spoil_checkpoint(file, rng, odd):
+    """Replace or remove something in a checkpoint."""
+    try:
+        state = torch.load(file)
+        spoil_value(state, rng, odd)
+        torch.save(state, file)
+    except Exception:  # spoilt already, or of values that can't be pickled
+        return
+
+
+def spoil_run(folder, bombs, places, rng):
+    """Spoil something in a run folder, and say what was done.
+
+    :param list places: outside, where nothing may be made
+    """
+    odd = [*ODD[:-1], *map(str, places), "timm/resnet18", "resnet18"]
+    files = sorted(file for file in folder.rglob("[!.]*") if file.is_file())
+    way = rng.choice(("record", "record", "checkpoint", "file", "link"))
+    records = [file for file in files if file.suffix in (".json", ".txt")]
+    if way == "record" and records:
+        file = rng.choice(records)
+        spoil_json(file, rng, odd)
+        return f"a value in {file.name}"
+    if way == "checkpoint" and folder / "checkpoint.pt" in files:
+        odd += [torch.ones(2), torch.ones(3, 3, 3, 3)]
+        spoil_checkpoint(folder / "checkpoint.pt", rng, odd)
+        return "a value in the checkpoint"
+    if way == "link":
+        place = folder / rng.choice((".lock", "samples", "records", "maps", "tensorboard", "a/b"))
+        place.parent.mkdir(exist_ok=True)
+        if place.is_dir():
+            shutil.rmtree(place)
+        place.unlink(missing_ok=True)
+        place.symlink_to(rng.choice(places))
+        return f"link {place.name}"
+    return replace_file(rng.choice(files), rng, bombs)
