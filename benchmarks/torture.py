@@ -220,7 +220,7 @@ def kill_ranks(work, count, rng):
         code, _ = finish(parent)
         said = log.read_text()
         late = time.monotonic() - began > LONGEST_RUN and not restart
-        wrong = (code == 0) != restart or 'train_classifier.py", line' in said or "-6" in said
+        wrong = (code == 0) != restart or 'train_classifier.py", line' in said or "SIGABRT" in said
         lines = [f"exit code {code}: {said[-300:]}"] * (wrong or late)
         if not restart:
             code, _ = finish(launch(1 + n % 3, ["--resume", folder]))

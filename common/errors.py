@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,7 +109,13 @@ def exit_code(main):
     """
     mend_streams()
     sys.argv += go_on_after_restart(sys.argv)
-    code = run(main)
+    try:
+        code = run(main)
+    except Exception:  # a bug
+        if not dist.is_initialized():
+            raise
+        traceback.print_exc()
+        code = 1
     if dist.is_initialized():  # others are gone: torch's threads would end this one by an abort
         sys.stdout.flush()
         os._exit(code)
