@@ -740,6 +740,11 @@ def map_sheet(path, files):
 
     photos = [read_arrays(file) for file in files]
     names = [name for name in photos[0] if name != "photo"]
+    for file, arrays in zip(files, photos, strict=True):
+        kinds = {name: (array.ndim, array.dtype.kind) for name, array in arrays.items()}
+        wanted = {"photo": (3, "f"), **dict.fromkeys(names, (2, "f"))}
+        if kinds != wanted or len(arrays["photo"]) not in (1, 3):
+            raise UserError(f"{file} holds other arrays than the first one: start a new run")
     blocks = max(1, round((len(names) / (len(photos) + 1.3)) ** 0.5))  # nearly a square
     rows = -(-len(names) // blocks)
     figure = Figure(figsize=(blocks * (len(photos) + 1.5), rows + 1.4), layout="constrained")

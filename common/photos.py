@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common.device import gather, is_first, ranks
+from common.device import gather, is_first, ranks, share_from_first
 from common.errors import UserError, plain
 from common.images import crop_square, open_photo, picture_endings
 from common.run import is_name, is_number, read_text, replacing, written_since
@@ -138,42 +138,60 @@ def load_arguments(path, script):
 
 
 def read_records(folder, check=None):
-    """Read the records of the photos that have been explained, if all that they name is whole.
+    """Read the records of the photos that have been explained.
 
     :param pathlib.Path folder: the run folder; anybody may have written what is in it
     :param Callable check: raises an exception for a record that its script can't use
-    :return: records by the stem of their files; for the others a line each
-    :rtype: tuple[dict[str, dict], list[str]]
+    :return: records by the stem of their files, and the files that hold none
+    :rtype: tuple[dict[str, dict], list[pathlib.Path]]
     """
     records = {}
-    lines = []
+    damaged = []
     for file in sorted((folder / "records").glob("[!.]*.json")):
         try:
             record = json.loads(read_text(file))
-            damaged = find_damage(folder, record.pop("files"))
             check_record(record)
             if check:
                 check(record)
+            records[file.stem] = record
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError,
                 RecursionError):  # fmt: skip
-            damaged = file
-        if damaged:
-            lines.append(f"{damaged} is lost or damaged: its photo is explained again")
+            damaged.append(file)
+    return records, damaged
+
+
+def find_done(folder, check=None):
+    """Find the photos of which nothing is lost or damaged, and warn of the others.
+
+    :param pathlib.Path folder: the run folder
+    :param Callable check: as in :func:`read_records`
+    :return: the stem of their files by photo
+    :rtype: dict[str, str]
+    """
+    records, damaged = read_records(folder, check)
+    done = {}
+    for stem, record in records.items():
+        file = find_damage(folder, record)
+        if file is None:
+            done[record["path"]] = stem
         else:
-            records[file.stem] = record
-    return records, lines
+            damaged.append(file)
+    for file in damaged:
+        line = f"warning: {file} is lost or damaged: its photo is explained again"
+        print(plain(line), file=sys.stderr)
+    return done
 
 
-def find_damage(folder, files):
+def find_damage(folder, record):
     """Return the first of a photo's files that isn't what was written, or None.
 
-    :param dict[str, int] files: checksums by name, relative to the run folder
+    :param pathlib.Path folder: the run folder
+    :param dict record: the photo's; its "files" are checksums by name
     """
-    for name, checksum in files.items():
+    for name, checksum in record["files"].items():
         file = folder / name
-        if ".." in file.parts or folder not in file.parents or not file.is_file():
-            return file
-        if zlib.crc32(file.read_bytes()) != checksum:
+        outside = ".." in Path(name).parts or folder not in file.parents
+        if outside or not file.is_file() or zlib.crc32(file.read_bytes()) != checksum:
             return file
     return None
 
@@ -184,8 +202,10 @@ def check_record(record):
     names = [record["class_name"], record.get("panel", "")]
     if not all(map(is_number, numbers)) or not all(map(is_name, names)):
         raise ValueError("no record")
-    if not isinstance(record["path"], str) or os.sep in record.get("panel", ""):
+    if not isinstance(record["path"], str) or not isinstance(record["files"], dict):
         raise ValueError("no record")
+    if os.sep in record.get("panel", ""):
+        raise ValueError("a panel elsewhere")
 
 
 def name_photos(photos, stems=()):
@@ -231,10 +251,7 @@ def explain_photos(photos, folder, explain, group=1, check=None):
     """
     rank, world = ranks()
     # A photo keeps its stem, whichever others a resumed run is given.
-    records, lines = read_records(folder, check)
-    for line in lines if rank == 0 else ():
-        print(f"warning: {plain(line)}", file=sys.stderr)
-    done = {record["path"]: stem for stem, record in records.items()}
+    done = share_from_first(find_done(folder, check) if rank == 0 else None)
     stems = name_photos(photos, done)
     failed = {}
     todo = [photo for photo in photos[rank::world] if photo not in done]
@@ -261,6 +278,8 @@ def explain_photos(photos, folder, explain, group=1, check=None):
             bar.update(len(some))
     failed = gather(failed)  # also waits for the last record of all processes
     records, _ = read_records(folder, check)
+    for record in records.values():
+        del record["files"]
     return [records[stems[photo]] for photo in photos if stems[photo] in records], failed
 
 
