@@ -14,7 +14,7 @@ from tqdm import tqdm
 from common.device import gather, is_first, ranks, share_from_first
 from common.errors import UserError, plain
 from common.images import crop_square, open_photo, picture_endings
-from common.run import is_name, is_number, read_text, replacing, written_since
+from common.run import is_name, is_number, read_text, replacing, written
 
 SAMPLES = {"astronaut": "astronaut", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket"}
 
@@ -260,7 +260,7 @@ def explain_photos(photos, folder, explain, group=1, check=None):
     with tqdm(total=len(todo), unit="photo", disable=hidden) as bar:
         while groups:
             some = groups.pop(0)
-            _, mark = written_since(None)
+            before = len(written)
             try:
                 records = explain([(photo, stems[photo]) for photo in some])
             except UserError as error:
@@ -269,8 +269,9 @@ def explain_photos(photos, folder, explain, group=1, check=None):
                     continue
                 failed[some[0]] = str(error)
             else:
-                written, _ = written_since(mark)  # of several photos at once, each answers for all
-                files = {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in written}
+                # Of several photos at once each answers for the files of all.
+                made = sorted(set(written[before:]))
+                files = {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in made}
                 for photo, record in zip(some, records, strict=True):
                     whole = record | {"files": files}
                     with replacing(folder / "records" / f"{stems[photo]}.json") as part:

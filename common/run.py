@@ -39,7 +39,7 @@ CLASSES = re.compile(  # and functions that make a checkpoint; torch itself woul
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for one begins so
 
 _locks = []  # of this process's run folders: they are held until the process ends
-_written = []  # files that this process has made
+written = []  # the files that this process has made, one after the other
 
 
 def open_run(script, out=None, resume=None):
@@ -64,10 +64,15 @@ def open_run(script, out=None, resume=None):
         if not resume and any(file.name != ".lock" for file in folder.glob("*")):
             raise UserError(f"{folder} isn't empty: choose another --out, or --resume {folder}")
         folder.mkdir(parents=True, exist_ok=True)
-        refuse_links(folder)
+        refuse_link(folder / ".lock")
+        if (folder / ".lock").exists() and (folder / ".lock").stat().st_size:
+            raise UserError(f"{folder}/.lock isn't empty, and locking would empty it: remove it")
         lock = filelock.FileLock(folder / ".lock", is_singleton=True)
         lock.acquire(blocking=False)
         _locks.append(lock)
+        for parent, folders, files in os.walk(folder):
+            for name in (*folders, *files):
+                refuse_link(Path(parent, name))
         for file in folder.rglob(".*.????????.part*"):  # what a killed process was just writing
             file.unlink(missing_ok=True)
     except filelock.Timeout:
@@ -80,24 +85,18 @@ def open_run(script, out=None, resume=None):
     return share_from_first(folder)
 
 
-def refuse_links(folder):
-    """Refuse a run folder whose parts are links: what is written to them would go elsewhere.
+def refuse_link(path):
+    """Refuse a part of a run folder that is a link: what is written to it would go elsewhere.
 
     Whoever unpacks a stranger's run may unpack links to files of his own, and pipes that nobody
-    ever fills.
+    ever fills. The run folder itself may be a link: its user has made that.
 
-    :param pathlib.Path folder: the run folder; it may itself be a link, which its user has made
-    :raises UserError: if a part is neither a file nor a folder
+    :param pathlib.Path path: the part, if it is there
+    :raises UserError: if it is neither a file nor a folder
     """
-    for parent, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(parent, name)
-            mode = path.lstat().st_mode
-            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-                raise UserError(f"{path} is a link, a pipe or a device: a run has none, remove it")
-    lock = folder / ".lock"
-    if lock.exists() and lock.stat().st_size:  # locking would empty it
-        raise UserError(f"{lock} isn't empty, as a lock is: it may be something else, remove it")
+    mode = path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise UserError(f"{path} is a link, a pipe or a device: a run has none, remove it")
 
 
 @contextmanager
@@ -118,20 +117,9 @@ def replacing(path):
         with open(part, "rb+") as file:
             os.fsync(file.fileno())  # a rename may reach the disk before the bytes do
         os.replace(part, path)
-        _written.append(path)
+        written.append(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def written_since(mark):
-    """List the files that this process has written by :func:`replacing` since an earlier call.
-
-    :param int mark: what the earlier call returned; None for now
-    :return: the files, each once; and the mark of now
-    :rtype: tuple[list[pathlib.Path], int]
-    """
-    now = len(_written)
-    return list(dict.fromkeys(_written[now if mark is None else mark :])), now
 
 
 def read_text(path):

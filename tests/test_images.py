@@ -403,6 +403,19 @@ def test_curves_show_every_column(rows, tmp_path):
 NAMES = ["plain", "$x^", "猫", "line\nbreak", "\udcff", "w" * 500, "", "%s {0}"]
 
 
+@pytest.mark.parametrize(
+    ("values", "floor"),
+    [([0.0, 0.0], 1.0), ([np.nan, np.nan], 1.0), ([1e-320, 1e300], 1e-320), ([1.0, 2.0], 0.0),
+     ([np.inf, 1.0], 0.5), ([-1.0, 2.0], -1.0), ([1e300, -1e300], None)],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_numbers_that_cannot_be_drawn_spoil_no_figure(values, floor, tmp_path):
+    """A FID of 0, where train and test are the same, has no place on a logarithmic axis."""
+    rows = [{"epoch": i, "fid": value} for i, value in enumerate(values, 1)]
+    plot_curves(tmp_path / "a.png", rows, [("fid",)], None if floor is None else {"fid": floor})
+    assert iio.imread(tmp_path / "a.png").std() > 5
+
+
 def write_colours(count, folder, size=(60, 40)):
     """Write pictures of one colour each."""
     pictures = {}

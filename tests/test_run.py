@@ -8,15 +8,17 @@ import pickle
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from tqdm import tqdm
 
-from common.errors import Interrupted, UserError, exit_code, interruptible, number
+from common.errors import SIGNALS, Interrupted, UserError, exit_code, interruptible, number
 from common.run import (
     FORMS,
     load_checkpoint,
@@ -579,7 +581,7 @@ def test_a_bug_is_not_hidden():
 
 
 @POSIX
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_signal_ends_in_one_line_that_says_how_to_go_on(begun, signum, tmp_path):
     """Also where a reader catches whatever a damaged file raises, and however often it comes."""
@@ -634,6 +636,16 @@ def test_a_second_signal_cuts_nothing_short(tmp_path):
         work()
     assert caught.value.signum == signal.SIGINT
     assert removed
+
+
+def test_ctrl_c_before_there_is_a_run_is_one_line():
+    """While torch is imported; what is no Ctrl-C keeps its traceback."""
+    for error, lines in (("KeyboardInterrupt", 1), ("ZeroDivisionError", 4)):
+        command = [sys.executable, "-c", f"import common\nraise {error}"]
+        root = Path(__file__).resolve().parent.parent
+        found = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        assert found.returncode != 0
+        assert len(found.stderr.splitlines()) == pytest.approx(lines, abs=lines // 4)
 
 
 def test_signals_mean_what_they_meant_before(tmp_path):
