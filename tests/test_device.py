@@ -229,7 +229,7 @@ def test_a_stray_rank_means_nothing(monkeypatch, capsys):
 )  # fmt: skip
 def test_a_group_that_never_forms_is_one_line(environment, tmp_path, monkeypatch):
     """A process that is alone, or has odd variables, says what it waits for, and gives up."""
-    monkeypatch.setattr(common.device, "JOINING", 2)
+    monkeypatch.setattr(common.device, "JOINING", 1)
     monkeypatch.setattr(common.device, "SOON", 0.2)
     monkeypatch.setattr(common.errors, "PATIENCE", 0)
     common_part = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
