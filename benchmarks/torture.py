@@ -397,7 +397,8 @@ def draw_settings(work, script, begin, count, seed, row):
 def explain_photos(work, count, rng):
     """Explain many photos, one of them broken; kill the run, and resume it.
 
-    What memory it takes for all of them is compared with what it takes for a few.
+    What memory it takes for all of them is compared with what it takes for a few, but for the
+    contact sheet, which has a limit of its own.
     """
     log = work / "log"
     for script, many in ((smoothgrad, max(20, count)), (explain_perturb, max(20, count // 5))):
@@ -414,7 +415,12 @@ def explain_photos(work, count, rng):
             begun = (run / "records" / "arguments.txt").exists()
             more = ["--resume", run] if begun else [*argv, "--out", run.with_name(f"{run.name}2")]
             run = run if begun else run.with_name(f"{run.name}2")
-            code, usage = finish(start(script.main, more, log))
+
+            def explain(argv, script=script):
+                script.contact_sheet = lambda *_, **__: None
+                script.main(argv)
+
+            code, usage = finish(start(explain, more, log))
             memory.append(usage.ru_maxrss // 1024)
             end, wrong = describe_end(code, log)
             again = [f"{f} twice" for f, at in seen.items() if f.stat().st_mtime_ns != at]
