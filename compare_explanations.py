@@ -36,6 +36,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import common  # isort: skip # noqa: F401 (Ctrl-C while torch is imported: one line)
+
 import numpy as np
 import torch
 from torch import nn
@@ -53,18 +55,29 @@ from common.photos import (
     explain_photos,
     find_photos,
     load_arguments,
+    predict,
     read_photo,
     report_failures,
     save_arguments,
     say,
 )
-from common.run import open_run, replacing, resume_args, write_csv, write_metrics
+from common.run import (
+    open_run,
+    read_arrays,
+    replacing,
+    resume_args,
+    write_csv,
+    write_metrics,
+)
 
 SCRIPT = Path(__file__).stem
 CHUNK = 16  # images computed at once; on a CPU 8 take a third more time each
 NOISE = 0.15  # sigma of SmoothGrad, as a fraction of the photo's range
 NUDGE = 0.02  # max-sensitivity: how far a pixel may move, of [0, 1]
 STAGES = 3  # of the cascade of random weights, from the top layer to all
+GAMES = ("deletion", "insertion")
+FILLS = ("blur", "mean")  # what takes the place of the photo
+KINDS = ("rank", "SSIM")  # of similarity
 STEPS = 28  # of the deletion and insertion curves
 LEFT = 0.1  # fraction of the probability at which the class counts as suppressed
 COLUMNS = {  # of the table, and which end of each is the good one
@@ -371,7 +384,7 @@ def measure_curves(network, x, target, heat, fills):
     :rtype: dict
     """
     row = {}
-    for game in ("deletion", "insertion"):
+    for game in GAMES:
         areas = []
         for name, fill in fills.items():
             curve = probability_curve(network, x, target, heat, fill, game == "insertion")
@@ -543,8 +556,7 @@ def explain_photo(classifier, args, folder, sanity, photo, stem):
     started = time.time()
     network = classifier.network
     x = read_photo(photo, classifier).to(classifier.device)
-    with torch.no_grad():
-        probabilities = network(x).softmax(1)[0]
+    probabilities = predict(classifier, x, [photo])[0]
     ranked = probabilities.argsort(descending=True).tolist()
     label = ranked[0] if args.target is None else find_class(classifier.classes, args.target)
     target = torch.tensor([label], device=x.device)
@@ -575,6 +587,24 @@ def explain_photo(classifier, args, folder, sanity, photo, stem):
         "maps": f"maps/{stem}.npz",
         "methods": rows,
     }
+
+
+def to_row(record):
+    """Turn the record of a photo into a row of metrics.csv.
+
+    :raises Exception: if the table and the plots can't be made of it: anybody may have written it
+    """
+    checked = any("random weights" in row for row in record["methods"].values())
+    for row in record["methods"].values():
+        curves = [row[f"{game} curve, {fill}"] for game in GAMES for fill in FILLS]
+        np.array(curves, float).reshape(-1, STEPS + 1)
+        if checked:
+            cascade = [row[f"random weights, {kind}"] for kind in KINDS]
+            np.array(cascade, float).reshape(-1, STAGES)
+    summarise([record], COLUMNS)
+    Path(record["maps"])
+    columns = ("path", "target", "class_name", "probability", "seconds", "evaluations")
+    return {name: record[name] for name in columns}
 
 
 # ---------------------------------------------------------------------------- the table, the plots
@@ -662,10 +692,9 @@ def draw_curves(path, images):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5), layout="constrained")
-    games = ("deletion", "insertion")
-    for axes, game in zip(figure.subplots(1, 2, sharey=True), games, strict=True):
+    for axes, game in zip(figure.subplots(1, 2, sharey=True), GAMES, strict=True):
         for i, name in enumerate(images[0]["methods"]):
-            keys = [f"{game} curve, {fill}" for fill in ("blur", "mean")]
+            keys = [f"{game} curve, {fill}" for fill in FILLS]
             curves = [image["methods"][name][key] for image in images for key in keys]
             fraction = np.linspace(0, 1, len(curves[0]))
             style = ("-", "--", ":")[i // 10]
@@ -687,8 +716,7 @@ def draw_cascade(path, images):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5), layout="constrained")
-    kinds = ("rank", "SSIM")
-    for axes, kind in zip(figure.subplots(1, 2, sharey=True), kinds, strict=True):
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), KINDS, strict=True):
         for i, name in enumerate(images[0]["methods"]):
             lines = [image["methods"][name][f"random weights, {kind}"] for image in images]
             mean = [1, *np.mean(lines, 0)]
@@ -710,11 +738,13 @@ def map_sheet(path, files):
     """
     from matplotlib.figure import Figure
 
-    photos = []
-    for file in files:
-        with np.load(file) as arrays:
-            photos.append(dict(arrays))
+    photos = [read_arrays(file) for file in files]
     names = [name for name in photos[0] if name != "photo"]
+    for file, arrays in zip(files, photos, strict=True):
+        kinds = {name: (array.ndim, array.dtype.kind) for name, array in arrays.items()}
+        wanted = {"photo": (3, "f"), **dict.fromkeys(names, (2, "f"))}
+        if kinds != wanted or len(arrays["photo"]) not in (1, 3):
+            raise UserError(f"{file} holds other arrays than the first one: start a new run")
     blocks = max(1, round((len(names) / (len(photos) + 1.3)) ** 0.5))  # nearly a square
     rows = -(-len(names) // blocks)
     figure = Figure(figsize=(blocks * (len(photos) + 1.5), rows + 1.4), layout="constrained")
@@ -735,7 +765,7 @@ def map_sheet(path, files):
         for axes in grid[len(some) :].flat:
             axes.set_visible(False)
         for axes, caption in zip(grid[0], files.values(), strict=True):
-            axes.set_title(to_line(caption), fontsize=7, parse_math=False)
+            axes.set_title(to_line(caption, 30), fontsize=7, parse_math=False)
     save_figure(path, figure)
 
 
@@ -816,8 +846,7 @@ def main(argv=None):
         find_class(classifier.classes, args.target)  # a mistake in it is no single photo's fault
     folder = open_run(SCRIPT, args.out, args.resume)
     save_arguments(folder, SCRIPT, args)
-    if is_first():
-        (folder / "maps").mkdir(exist_ok=True)
+    (folder / "maps").mkdir(exist_ok=True)  # whichever process is first
     example = torch.rand(1, classifier.channels, classifier.size, classifier.size).to(device)
     args.methods = leave_out(args.methods, classifier.network, example)
     checked = set(photos[: args.sanity])
@@ -826,13 +855,12 @@ def main(argv=None):
         ((photo, stem),) = pairs
         return [explain_photo(classifier, args, folder, photo in checked, photo, stem)]
 
-    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
-        images, failed = explain_photos(photos, folder, explain)
+    with interruptible(SCRIPT, folder):
+        images, failed = explain_photos(photos, folder, explain, check=to_row)
     if not is_first():
         return {}
     found = {"images": images, "failed": failed}
-    columns = ("path", "target", "class_name", "probability", "seconds", "evaluations")
-    write_csv(folder / "metrics.csv", [{c: image[c] for c in columns} for image in images])
+    write_csv(folder / "metrics.csv", [to_row(image) for image in images])
     if images:
         found["table"] = summarise(images, COLUMNS)
         write_tables(folder, found["table"], COLUMNS, BLIND)

@@ -42,6 +42,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import common  # isort: skip # noqa: F401 (Ctrl-C while torch is imported: one line)
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -64,6 +66,7 @@ from common.photos import (
     explain_photos,
     find_photos,
     load_arguments,
+    predict,
     read_photo,
     report_failures,
     save_arguments,
@@ -549,8 +552,7 @@ def explain_group(classifier, args, settings, folder, pairs):
     x = [read_photo(photo, classifier) for photo, _ in pairs]
     started = time.time()
     x = torch.cat(x).to(classifier.device)
-    with torch.no_grad():
-        probabilities = network(x).softmax(1)
+    probabilities = predict(classifier, x, [photo for photo, _ in pairs])
     target = probabilities.argmax(1)
     if args.target is not None:
         target[:] = find_class(classifier.classes, args.target)
@@ -659,7 +661,7 @@ def draw_panel(path, photo, mask, perturbed, record):
 
     figure = Figure(figsize=(13.2, 3.3), layout="constrained")
     left, middle, right, chart = figure.subplots(1, 4)
-    name = to_line(record["class_name"])
+    name = to_line(record["class_name"], 30)
     for axes, picture, title in (
         (left, photo, f"{name}, {record['probability']:.1%}"),
         (right, perturbed, f"{name}, {record['probability_after']:.2%}"),
@@ -680,6 +682,13 @@ def draw_panel(path, photo, mask, perturbed, record):
     chart.set(xlabel="deleted area", ylabel="probability of the class", xlim=(0, 1), ylim=(0, 1))
     chart.legend(fontsize=8)
     save_figure(path, figure, dpi=100)
+
+
+def to_row(record):
+    """Turn the record of a photo into a row of metrics.csv."""
+    return {name: record[name] for name in ("path", "target", "class_name", "probability",
+                                            "probability_after", "area", "reached", "seconds",
+                                            "evaluations")}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------ the script
@@ -811,13 +820,11 @@ def main(argv=None):
         records, batch = fit_memory(in_groups, batch, "--batch")
         return records
 
-    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
-        images, failed = explain_photos(photos, folder, explain, args.batch)
+    with interruptible(SCRIPT, folder):
+        images, failed = explain_photos(photos, folder, explain, args.batch, to_row)
     if not is_first():
         return {}
-    columns = ("path", "target", "class_name", "probability", "probability_after", "area",
-               "reached", "seconds", "evaluations")  # fmt: skip
-    write_csv(folder / "metrics.csv", [{c: record[c] for c in columns} for record in images])
+    write_csv(folder / "metrics.csv", [to_row(record) for record in images])
     if len(photos) > 1:
         panels = {folder / record["panel"]: record["path"] for record in images}
         contact_sheet(folder / "contact_sheet.png", panels, columns=2, side=900)

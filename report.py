@@ -22,6 +22,8 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import common  # isort: skip # noqa: F401 (Ctrl-C while torch is imported: one line)
+
 import matplotlib
 import numpy as np
 import torch
@@ -30,7 +32,15 @@ from PIL import Image
 from common.device import make_rng
 from common.errors import UserError, exit_code
 from common.images import CAPTION, open_picture
-from common.run import load_checkpoint, replacing, restore, without_nan
+from common.run import (
+    load_checkpoint,
+    read_arrays,
+    read_text,
+    replacing,
+    restore,
+    saved_args,
+    without_nan,
+)
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SCRIPTS = {"train_dcgan", "train_classifier", "smoothgrad", "explain_perturb",
@@ -162,12 +172,9 @@ def describe_photo(folder, image, model, lost):
     """
     masked = "curve" in image
     stem = Path(image["panel"]).name.removesuffix("_panel.png")
-    file = folder / f"{stem}.npz"
-    if not file.is_file():  # nor a pipe, which might never be filled
-        raise FileNotFoundError(file)
-    with np.load(file) as arrays:
-        photo = arrays["photo"]
-        maps, lines = (describe_mask if masked else describe_maps)(image, arrays, lost)
+    arrays = read_arrays(folder / f"{stem}.npz")
+    photo = arrays["photo"]
+    maps, lines = (describe_mask if masked else describe_maps)(image, arrays, lost)
     if photo.shape[-1] not in (1, 3):
         photo = photo.transpose(1, 2, 0)  # (H, W, C)
     if not maps or not np.isfinite(photo).all():
@@ -287,11 +294,10 @@ def describe_walks(folder):
     import train_dcgan
 
     state = load_checkpoint(folder, "train_dcgan")
-    if state["args"].get("latent", "normal") != "normal":
-        raise ValueError("an older run, whose noise train_dcgan.py no longer draws")
-    args = argparse.Namespace(**state["args"])
-    classes = len(state["classes"])
-    generator, _ = train_dcgan.make_networks(args, state["shape"][1], classes)
+    args = saved_args(train_dcgan.get_parser(), state["args"])
+    classes = len(state["class_counts"])
+    with torch.device("meta"):  # the memory is that of the checkpoint's tensors
+        generator, _ = train_dcgan.make_networks(args, state["shape"][1], classes)
     restore({"ema": generator}, state)
     z = train_dcgan.draw_z(64, args, make_rng("cpu", args.seed))  # that of the grids
     walks = make_walks(z[:WALKS], train_dcgan.interpolate)
@@ -380,7 +386,7 @@ def read_metrics(folder):
     if not file.is_file():
         raise UserError(f"{folder} has no metrics.json: give the folder of a finished run")
     try:
-        metrics = dict(without_nan(json.loads(file.read_text(encoding="utf-8"))))
+        metrics = dict(without_nan(json.loads(read_text(file))))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is damaged: run the script again") from error
     for name, kind in (("args", dict), ("epochs", list), ("images", list)):

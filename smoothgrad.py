@@ -35,6 +35,8 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import common  # isort: skip # noqa: F401 (Ctrl-C while torch is imported: one line)
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -58,6 +60,7 @@ from common.photos import (
     explain_photos,
     find_photos,
     load_arguments,
+    predict,
     read_photo,
     report_failures,
     save_arguments,
@@ -446,16 +449,16 @@ def watch_smoothgrad(network, x, target, noise, args, baseline, chunk):
     return means, frames
 
 
-@torch.no_grad()
-def classify(classifier, x, target=None):
+def classify(classifier, x, photo, target=None):
     """Classify a photo, (1, C, H, W), and choose the class to explain.
 
     :param common.classifiers.Classifier classifier: whose classes
+    :param str photo: what it is called
     :param str target: index or name; None for the top class
     :return: the class to explain, its probability, and the five top classes with theirs
     :rtype: tuple[int, float, list[tuple[str, float]]]
     """
-    probabilities = classifier.network(x).softmax(1)[0]
+    probabilities = predict(classifier, x, [photo])[0]
     best = probabilities.argsort(descending=True)[:5].tolist()
     top5 = [(classifier.classes[i], float(probabilities[i])) for i in best]
     label = best[0] if target is None else find_class(classifier.classes, target)
@@ -474,7 +477,7 @@ def explain_photo(classifier, args, folder, photo, stem, chunk):
     started = time.time()
     network = classifier.network
     x = read_photo(photo, classifier).to(classifier.device)
-    label, probability, top5 = classify(classifier, x, args.target)
+    label, probability, top5 = classify(classifier, x, photo, args.target)
     say(f"{photo}: " + ", ".join(f"{name} {p:.1%}" for name, p in top5))
     target = torch.tensor([label], device=x.device)
     baseline = make_baseline(args.baseline, x, make_rng(x.device, args.seed, 1))
@@ -551,7 +554,7 @@ def draw_panel(path, photo, heats, records, title, method):
 
     columns = len(heats) + 1
     figure = Figure(figsize=(2.6 * columns, 6.1), layout="constrained")
-    figure.suptitle(to_line(title), fontsize=11, parse_math=False)  # a $ is a $
+    figure.suptitle(to_line(title, 80), fontsize=11, parse_math=False)  # a $ is a $
     grid = figure.subplots(2, columns)
     for axes in grid.flat:
         axes.axis("off")
@@ -638,7 +641,7 @@ def get_parser():
                        help="same seed, same machine, same result (default: %(default)s)")
     group.add_argument("--cuda", action="store_true", help="use the GPU, if there is one")
     group.add_argument("--device", metavar="NAME", help="any other device: mps, xpu, cuda:1")
-    group.add_argument("--chunk", type=positive_int,
+    group.add_argument("--chunk", type=number(int, 1, 4096),
                        help="images computed at once: memory and speed, not the result "
                             "(default: 8 on a CPU, 64 on a GPU)")
 
@@ -695,8 +698,8 @@ def main(argv=None):
         record, chunk = explain_photo(classifier, args, folder, photo, stem, chunk)
         return [record]
 
-    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
-        images, failed = explain_photos(photos, folder, explain)
+    with interruptible(SCRIPT, folder):
+        images, failed = explain_photos(photos, folder, explain, check=to_row)
     if not is_first():
         return {}
     write_csv(folder / "metrics.csv", [to_row(record) for record in images])

@@ -38,6 +38,8 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import common  # isort: skip # noqa: F401 (Ctrl-C while torch is imported: one line)
+
 import numpy as np
 import torch
 from torch import nn

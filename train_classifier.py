@@ -35,6 +35,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import common  # isort: skip # noqa: F401 (Ctrl-C while torch is imported: one line)
+
 import numpy as np
 import torch
 from torch import nn
@@ -53,9 +55,10 @@ from common.errors import (
     seed_int,
 )
 from common.fast import captured, set_rate, speed_up_linear
-from common.images import plot_curves, save_figure
+from common.images import plot_curves, save_figure, to_line
 from common.layers import make_layer
 from common.run import (
+    check_sizes,
     load_checkpoint,
     open_run,
     restore,
@@ -207,7 +210,7 @@ def train(network, optimizer, images, labels, pixels, args, epoch):
         processes, and images_per_second
     :rtype: dict[str, float]
     """
-    began = time.time()
+    began = time.perf_counter()
     rank, world = ranks()
     device = images.device
     steps = 1 if args.dry_run else len(images) // (args.batch_size * world)
@@ -236,7 +239,7 @@ def train(network, optimizer, images, labels, pixels, args, epoch):
         set_rate(optimizer, one_cycle((epoch - 1 + (i + 0.5) / steps) / args.epochs, args.lr))
         step(order[first : first + args.batch_size], *moves)
     average_over_ranks(total)
-    speed = steps * args.batch_size * world / (time.time() - began)
+    speed = steps * args.batch_size * world / max(time.perf_counter() - began, 1e-6)
     return {"epoch": epoch, "train_loss": total.item() / steps,
             "images_per_second": round(speed, 1)}  # fmt: skip
 
@@ -325,6 +328,7 @@ def plot_matrix(path, matrix, names):
     from matplotlib.figure import Figure
 
     share = matrix / matrix.sum(1, keepdims=True).clip(1)
+    names = [to_line(name, 30) for name in names]
     n = len(names)
     few = n <= 20
     side = min(16, 3 + (0.5 if few else 0.2) * n)
@@ -392,7 +396,8 @@ def show_mistakes(folder, images, labels, logits, names):
     print(f"mistaken most often: {', '.join(worst) or 'none'}")
 
     mistakes = find_mistakes(labels, logits)
-    titles = [f"{names[labels[i]]}\n→ {names[k]}, {100 * sure:.0f} %" for i, k, sure in mistakes]
+    short = [to_line(name, 12) for name in names]
+    titles = [f"{short[labels[i]]}\n→ {short[k]}, {100 * sure:.0f} %" for i, k, sure in mistakes]
     plot_images(folder / "mistakes.png", images[[i for i, _, _ in mistakes]], titles)
     plot_matrix(folder / "confusions.png", np.array(found["confusions"]), names)
     return found
@@ -421,7 +426,7 @@ def get_parser():
     group.add_argument("--glyphs", type=positive_int, default=20_000,
                        help="how many glyphs to draw; for the test a fifth of that "
                             "(default: %(default)s)")
-    group.add_argument("--size", type=number(int, 8),
+    group.add_argument("--size", type=number(int, 8, 512),
                        help="side in pixels to resize to (default: as stored; 32 for a folder)")
     group.add_argument("--no-flip", dest="flip", action="store_false",
                        help="don't mirror; cifar10 and folder are mirrored at random otherwise, "
@@ -455,7 +460,7 @@ def get_parser():
 
 def load_halves(args):
     """Load the training and the test half of a dataset, which must have the same classes."""
-    options = {"split": args.split, "size": args.size}
+    options = {"split": args.split, "size": args.size, "download": not args.resume}
     fifth = max(1, args.glyphs // 5)
     train_half = load_dataset(args.dataset, args.data_dir, True, glyphs=args.glyphs, **options)
     test_half = load_dataset(train_half.name, args.data_dir, False, glyphs=fifth, **options)
@@ -492,6 +497,8 @@ def main(argv=None):
     if args.resume:
         state = load_checkpoint(args.resume, SCRIPT)
         args = resume_args(parser, argv, state["args"], CHANGEABLE_ON_RESUME)
+        sizes = (state["shape"][0], len(state["classes"]), args.width)
+        check_sizes(state, ("network",), lambda: (make_network(*sizes),))
     elif args.dry_run:
         args.epochs = 1
         args.batch_size = min(args.batch_size, 16)
@@ -551,7 +558,7 @@ def main(argv=None):
 
     if is_first():
         save()  # from here on a run that is killed can be resumed
-    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
+    with interruptible(SCRIPT, folder):
         for epoch in range(len(history) + 1, args.epochs + 1):
             row = train(network, optimizer, images, labels, pixels, args, epoch)
             if not np.isfinite(row["train_loss"]):

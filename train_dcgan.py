@@ -32,6 +32,8 @@ import textwrap
 import time
 from pathlib import Path
 
+import common  # isort: skip # noqa: F401 (Ctrl-C while torch is imported: one line)
+
 import numpy as np
 import torch
 from torch import nn
@@ -55,12 +57,14 @@ from common.fid import SAMPLES, SCORES, Scorer
 from common.images import add_caption, open_picture, plot_curves, save_gif, save_png, to_grid
 from common.layers import make_layer
 from common.run import (
+    check_sizes,
     load_checkpoint,
     open_run,
     replacing,
     restore,
     resume_args,
     save_checkpoint,
+    saved_args,
     write_csv,
     write_metrics,
 )
@@ -313,7 +317,7 @@ def train(generator, discriminator, ema, optimizers, data, args, epoch):
         g_loss, d_real (D(x)) and d_fake (D(G(z))), and images_per_second
     :rtype: dict[str, float]
     """
-    began = time.time()
+    began = time.perf_counter()
     rank, world = ranks()
     device = data.images.device
     steps = count_steps(data, args)
@@ -340,7 +344,7 @@ def train(generator, discriminator, ema, optimizers, data, args, epoch):
         step(order[first : first + args.batch_size], z, shares[i])
     average_over_ranks(totals)
     d_loss, g_loss, d_real, d_fake = (total / steps for total in totals.tolist())
-    speed = steps * args.batch_size * world / (time.time() - began)
+    speed = steps * args.batch_size * world / max(time.perf_counter() - began, 1e-6)
     return {"epoch": epoch, "d_loss": d_loss, "g_loss": g_loss, "d_real": d_real, "d_fake": d_fake,
             "images_per_second": round(speed, 1)}  # fmt: skip
 
@@ -565,7 +569,8 @@ def make_optimizer(network, args):
 
 def load_data(args, train=True):
     """Load the training or the test half of the data."""
-    return load_dataset(args.dataset, args.data_dir, train, args.split, args.size, args.glyphs)
+    options = {"size": args.size, "glyphs": args.glyphs, "download": not args.resume}
+    return load_dataset(args.dataset, args.data_dir, train, args.split, **options)
 
 
 def load_scorer(args, device):
@@ -613,16 +618,17 @@ def sample(args, argv):
     """Draw samples from a finished run, without training."""
     started = time.time()
     state = load_checkpoint(PRETRAINED if args.sample == "pretrained" else args.sample, SCRIPT)
-    run_args = get_parser().parse_args([])
-    vars(run_args).update(state["args"])  # the networks and the data are the run's own
+    run_args = saved_args(get_parser(), state["args"])  # the networks and the data are its own
     vars(run_args).update(fid=args.fid, data_dir=args.data_dir, seed=args.seed)
     if (args.only or args.text) and not run_args.conditional:
         raise UserError(f"{args.sample} was told of no classes: train with --conditional")
     device = set_up(args.cuda, args.seed, args.device)
-    classes = state["classes"]
-    ema, _ = make_networks(run_args, state["shape"][1], len(classes))
+    counts = state["class_counts"]
+    classes = list(counts)
+    with torch.device("meta"):  # the memory is that of the checkpoint's tensors
+        ema, _ = make_networks(run_args, state["shape"][1], len(classes))
     restore({"ema": ema}, state)
-    ema.to(device)
+    ema.to(device, torch.float32)  # a generator.pt holds half the digits
     rng = make_rng("cpu", args.seed)
     text = None
     if args.text:
@@ -639,7 +645,7 @@ def sample(args, argv):
         print(f"{args.text!r} after {epochs} epochs: {folder}/text.png")
     else:
         z = draw_z(args.n, run_args, rng)
-        labels = draw_labels(args.n, state["counts"], rng)
+        labels = draw_labels(args.n, list(counts.values()), rng)
         if args.only:
             labels.fill_(find_class(classes, args.only))
         images = torch.cat([chunk.cpu() for chunk in generate(ema, z, labels)])
@@ -654,7 +660,7 @@ def sample(args, argv):
                 picture = to_grid(image[None], 1, scale=1, gap=0)
                 save_png(folder / f"samples/{i:06d}.png", picture)
         print(f"{args.n} samples after {epochs} epochs: {folder}/samples.png, .npz")
-    fid = scorer.report(score(ema, scorer, state["counts"], run_args)) if scorer else None
+    fid = scorer.report(score(ema, scorer, list(counts.values()), run_args)) if scorer else None
     return write_metrics(folder, args, argv, started, device, script=SCRIPT,
                          dataset=run_args.dataset, fid=fid)  # fmt: skip
 
@@ -670,7 +676,7 @@ def save_generator(path, ema, state):
     weights = {}
     for name, value in ema.state_dict().items():
         weights[name] = value.half() if value.ndim > 1 else value
-    kept = {key: state[key] for key in ("script", "args", "shape", "classes", "counts", "history")}
+    kept = {key: state[key] for key in ("script", "args", "shape", "class_counts", "history")}
     save_checkpoint(path, {**kept, "ema": weights})
 
 
@@ -706,6 +712,9 @@ def main(argv=None):
     if args.resume:
         state = load_checkpoint(args.resume, SCRIPT)
         args = resume_args(parser, argv, state["args"], CHANGEABLE_ON_RESUME)
+        networks = ("generator", "discriminator")
+        sizes = (args, state["shape"][1], len(state["class_counts"]))
+        check_sizes(state, networks, lambda: make_networks(*sizes))
     elif args.dry_run:
         args.epochs = 1
         args.batch_size = min(args.batch_size, 16)
@@ -767,7 +776,7 @@ def main(argv=None):
 
         writer = SummaryWriter(folder / "tensorboard", purge_step=first)
 
-    with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):
+    with interruptible(SCRIPT, folder):
         for epoch in range(first, args.epochs + 1):
             if epoch > 0:
                 row = train(generator, discriminator, ema, optimizers, data, args, epoch)
@@ -794,8 +803,7 @@ def main(argv=None):
                 "script": SCRIPT,
                 "args": vars(args),
                 "shape": list(images.shape),
-                "classes": data.classes,
-                "counts": counts,
+                "class_counts": dict(zip(data.classes, counts, strict=True)),
                 "history": history,
                 "seconds": time.time() - started,
                 "floor": floor,

@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common.errors import UserError
+from common.errors import UserError, plain
 from common.fast import fold, speed_up_linear, use_channels_last
 from common.images import crop_square
-from common.run import load_checkpoint
+from common.run import load_checkpoint, restore, saved_args
+
+LARGEST = 512  # pixels, the longest side that the network of a run may be made for
 
 
 class Classifier(NamedTuple):
@@ -183,7 +185,7 @@ def load_trained(path):
     :raises UserError: if the file holds no such classifier; anybody may have written it
     """
     try:
-        from train_classifier import SCRIPT, make_network
+        from train_classifier import SCRIPT, get_parser, make_network
     except ImportError as error:
         raise UserError(f"{path} needs train_classifier.py beside this script") from error
     if Path(path).is_file() and Path(path).name != "checkpoint.pt":
@@ -193,13 +195,14 @@ def load_trained(path):
     state = load_checkpoint(path, SCRIPT)
     try:
         channels, size, _ = state["shape"]
-        classes = [str(name) for name in state["classes"]]
-        with torch.device("meta"):  # an absurd size in the file costs nothing
-            network = make_network(channels, len(classes), state["args"]["width"])
-        network.load_state_dict(state["network"], assign=True)
         mean, std = state["mean"], state["std"]
-        if size > 4096 or not len(mean) == len(std) == channels:
+        if channels not in (1, 3) or size > LARGEST or not len(mean) == len(std) == channels:
             raise ValueError("shape")
+        classes = [plain(name) for name in state["classes"]]
+        width = saved_args(get_parser(), state["args"]).width
+        with torch.device("meta"):  # an absurd size in the file costs nothing
+            network = make_network(channels, len(classes), width)
+        restore({"network": network}, state)
         with torch.no_grad():
             logits = network.eval()(Normalise(mean, std)(torch.rand(1, channels, size, size)))
         if not logits.isfinite().all():
@@ -212,6 +215,28 @@ def load_trained(path):
     # As a folder was read for the training.
     transform = partial(crop_square, size=size, resample=Image.Resampling.BOX)
     return network, mean, std, classes, size, transform
+
+
+def is_here(name):
+    """Tell whether the weights of a classifier are on this machine, so that none are downloaded.
+
+    :param str name: as :func:`load_classifier` takes it; True for what isn't to be had anywhere
+    """
+    if name.startswith("timm/"):
+        import timm
+        from huggingface_hub import try_to_load_from_cache
+
+        config = timm.get_pretrained_cfg(name[5:], allow_unregistered=True)
+        files = ("model.safetensors", "pytorch_model.bin")
+        return config is None or any(
+            isinstance(try_to_load_from_cache(str(config.hf_hub_id), file), str) for file in files
+        )
+    if not is_torchvision(name):
+        return True
+    from torchvision import models
+
+    url = models.get_model_weights(name).DEFAULT.url
+    return Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2]).is_file()
 
 
 @contextmanager

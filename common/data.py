@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 
 from common.device import is_first, share_from_first
-from common.errors import UserError
+from common.errors import MARKS, UserError, plain
 from common.images import crop_square, open_photo, picture_endings
 from common.run import read_tensors, replacing, save_checkpoint
 
@@ -45,7 +46,8 @@ class NotThereError(UserError):
     """The dataset is neither on disk nor to be had from the network."""
 
 
-def load_dataset(name, data_dir="data", train=True, split="balanced", size=None, glyphs=20_000):
+def load_dataset(name, data_dir="data", train=True, split="balanced", size=None, glyphs=20_000,
+                 download=True):  # fmt: skip
     """Load one half of a dataset: from its files, else from the network.
 
     :param str name: one of NAMES; "auto" is EMNIST or, where it can't be had, the glyphs
@@ -55,11 +57,13 @@ def load_dataset(name, data_dir="data", train=True, split="balanced", size=None,
     :param str split: EMNIST only: which of its splits
     :param int size: side in pixels to resize to; None for as stored (a folder's pictures: 32)
     :param int glyphs: glyphs only: how many to draw
+    :param bool download: write into ``data_dir`` what is missing there: downloads, unpacked files,
+        a cache; not for a resumed run, whose ``data_dir`` may be what a stranger wrote down
     :return: the dataset
     :rtype: Dataset
     :raises UserError: if it can't be found, downloaded or read; says where its files belong
     """
-    options = (Path(data_dir), "train" if train else "test", split, size, glyphs)
+    options = (Path(data_dir), "train" if train else "test", split, size, glyphs, download)
     # Rank 0 first: it downloads and fills the cache, and what it takes for "auto" is everybody's.
     dataset = None
     if is_first():
@@ -72,7 +76,7 @@ def load_dataset(name, data_dir="data", train=True, split="balanced", size=None,
     return dataset or load_half(name, *options)
 
 
-def load_half(name, root, half, split, size, glyphs):
+def load_half(name, root, half, split, size, glyphs, download):
     """Do what :func:`load_dataset` says, in one process."""
     if name in ("auto", "glyphs") and holds_pictures(root):
         line = f"{root} holds pictures: to train on them, say --dataset folder"
@@ -82,16 +86,16 @@ def load_half(name, root, half, split, size, glyphs):
             print(f"warning: {line}", file=sys.stderr)
     if name == "auto":
         try:
-            return load_half("emnist", root, half, split, size, glyphs)
+            return load_half("emnist", root, half, split, size, glyphs, download)
         except NotThereError as error:
             print(f"WARNING: using the built-in glyphs INSTEAD of EMNIST: {error}", file=sys.stderr)
             name = "glyphs"
     if name == "glyphs":
-        images, labels, classes = load_glyphs(root / "cache", half, glyphs)
+        images, labels, classes = load_glyphs(root / "cache", half, glyphs, download)
     elif name == "folder":
         images, labels, classes = read_folder(root, half, size or 32)
     else:
-        find_files(name, root, half, split)
+        find_files(name, root, half, split, download)
         images, labels, classes = read_files(name, root, half, split)
     if size and images.shape[-2:] != (size, size):
         from torchvision.transforms.v2.functional import resize
@@ -115,36 +119,45 @@ def needed_files(name, half, split):
     return [f"cifar-10-batches-py/{batch}" for batch in batches]
 
 
-def find_files(name, root, half, split):
+def find_files(name, root, half, split, download):
     """See to it that a dataset's files are there: on disk, as NIST's .gz, else by download.
 
-    :raises NotThereError: if they are not on disk and the download fails
+    :raises NotThereError: if they are not on disk and can't be downloaded, or shall not be
     """
     files = [root / file for file in needed_files(name, half, split)]
+    where = f"put {', '.join(file.name for file in files)} into {files[0].parent}"
     for file in files:
         packed = file.with_name(f"{file.name}.gz")
-        if not file.is_file() and packed.is_file():
+        if download and not file.is_file() and packed.is_file():
             unpack(packed, file)
-    missing = [file for file in files if not file.is_file()]
-    if not missing:
+    if all(file.is_file() for file in files):
         return
+    if not download:
+        raise NotThereError(f"the {name} of this run isn't in {root}; {where}, or say --data-dir")
     if holds_pictures(root):
         raise UserError(f"{root} holds pictures, not {name}: say --dataset folder")
     print(f"{name} isn't in {root}; downloading it", file=sys.stderr)
     patience = socket.getdefaulttimeout()
+    root.mkdir(parents=True, exist_ok=True)
     try:
         socket.setdefaulttimeout(20)  # seconds without a byte; a dead address may never answer
-        open_with_torchvision(name, root, half, split, download=True)
-    except BaseException as error:  # whatever a dead address, a changed archive or Ctrl-C raises
-        for file in missing:  # half unpacked, it would pass for whole
-            file.unlink(missing_ok=True)
-        if not isinstance(error, Exception):
-            raise
+        # Half unpacked, a file would pass for whole; and another process may do the same.
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as part:
+            open_with_torchvision(name, Path(part), half, split, download=True)
+            move_files(Path(part), root)
+    except Exception as error:  # whatever a dead address or a changed archive raises
         why = (str(error).splitlines() or [type(error).__name__])[-1].strip("<>")
-        where = f"put {', '.join(file.name for file in files)} into {files[0].parent}"
         raise NotThereError(f"{name} could not be downloaded ({why}); {where}") from error
     finally:
         socket.setdefaulttimeout(patience)
+
+
+def move_files(source, target):
+    """Move all files of a folder and its subfolders into those of another, each at once."""
+    for file in sorted(file for file in source.rglob("*") if file.is_file()):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
 
 
 def holds_pictures(root):
@@ -154,7 +167,8 @@ def holds_pictures(root):
     endings = picture_endings()
     patterns = ("*.*", "*/*.*", "train/*/*.*", "test/*/*.*")
     files = itertools.chain.from_iterable(root.glob(pattern) for pattern in patterns)
-    return any(file.suffix.lower() in endings for file in files)
+    return any(f.suffix.lower() in endings and not (f.parent != root and is_run(f.parent))
+               for f in files)  # fmt: skip
 
 
 def unpack(packed, file):
@@ -245,6 +259,7 @@ def read_folder(root, half, size):
     good = [i for i, image in enumerate(images) if image is not None]
     broken = [file for file, image in zip(files, images, strict=True) if image is None]
     classes = sorted({names[i] for i in good})
+    labels = torch.tensor([classes.index(names[i]) for i in good])
     empty = [folder for folder in visible_folders(part) if folder.name not in classes]
     warn_of("left out, no picture by its ending", strange)
     warn_of("left out, can't be read", broken)
@@ -252,15 +267,14 @@ def read_folder(root, half, size):
     warn_of("nearly black, 12 bits or fewer of 16", sorted(dark))
     if not good:
         raise NotThereError(f"{part} has no pictures: it needs one folder of them per class")
-    labels = torch.tensor([classes.index(names[i]) for i in good])
-    return torch.stack([images[i] for i in good]), labels, classes
+    return torch.stack([images[i] for i in good]), labels, [plain(name) for name in classes]
 
 
 def warn_of(what, paths):
     """Count and name in one line the files that something is wrong with, if there are any."""
     if paths and is_first():
         also = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        print(f"warning: {what}: {paths[0]}{also}", file=sys.stderr)
+        print(f"warning: {what}: {plain(str(paths[0]))}{also}", file=sys.stderr)
 
 
 def choose_half(root, half):
@@ -287,9 +301,8 @@ def visible_folders(root):
 
 
 def is_run(folder):
-    """Tell whether a folder is one that a script has written its results into."""
-    marks = ("metrics.json", "checkpoint.pt", "records/arguments.txt")
-    return any((folder / mark).exists() for mark in marks)
+    """Tell whether a folder is one that a script writes, or has written, its results into."""
+    return any((folder / mark).exists() for mark in (*MARKS, "metrics.json", ".lock"))
 
 
 def list_pictures(part):
@@ -339,12 +352,13 @@ def check_dataset(dataset, size=None):
     return dataset._replace(images=images, labels=labels)
 
 
-def load_glyphs(cache, half, count):
+def load_glyphs(cache, half, count, keep):
     """Draw the built-in characters, or read those that an earlier run has drawn.
 
     :param pathlib.Path cache: the folder that keeps them
     :param str half: "train" or "test", each from a seed of its own
     :param int count: how many
+    :param bool keep: keep those that are drawn now
     :return: images uint8 (N, 1, 28, 28), labels int64 (N,), class names
     :rtype: tuple[torch.Tensor, torch.Tensor, list[str]]
     """
@@ -354,12 +368,14 @@ def load_glyphs(cache, half, count):
     try:
         saved = read_tensors(file)
         images, labels = saved["images"], saved["labels"]
-        if images.shape == (count, 1, 28, 28) and images.dtype == torch.uint8:
+        fits = images.shape == (count, 1, 28, 28) and images.dtype == torch.uint8
+        fits = fits and labels.shape == (count,) and labels.dtype == torch.int64
+        if fits and labels.min() >= 0 and labels.max() < len(CLASSES):
             return images, labels, CLASSES
     except Exception:  # absent or damaged: it is only a cache
         pass
     images, labels = draw_glyphs(count, seed=0 if half == "train" else 1)
-    if holds_pictures(cache.parent):
+    if not keep or holds_pictures(cache.parent):
         return images, labels, CLASSES
     try:
         cache.mkdir(parents=True, exist_ok=True)

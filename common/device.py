@@ -2,14 +2,23 @@
 
 import os
 import random
+import secrets
 import sys
+import threading
+import time
+from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from common.errors import PeerError, UserError, is_out_of_memory
+from common.errors import PeerError, UserError, given_rank, is_out_of_memory
 from common.fast import keep_memory
+
+JOINING = 600  # seconds that the others have to start; clusters start their machines one by one
+WORKING = timedelta(days=7)  # that one may be slower than the others, as with a folder of photos
+SOON = 30  # seconds after which it is said who is waited for
 
 
 def set_up(cuda, seed, name=None):
@@ -28,8 +37,7 @@ def set_up(cuda, seed, name=None):
     torch.set_flush_denormal(True)
     device = choose_device(cuda, name)
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        # Gradients travel by the device's own backend, plain Python values by gloo.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        join_group(device)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -39,6 +47,82 @@ def set_up(cuda, seed, name=None):
         processes = f", {count} processes" if count > 1 else ""
         print(f"device   {describe_device(device)}{processes}")
     return device
+
+
+def join_group(device):
+    """Join torchrun's other processes.
+
+    :param torch.device device: of this process
+    :raises UserError: if they don't come, or aren't to be found where the environment says
+    """
+    names = {n: os.environ.get(n) for n in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    where = ", ".join(f"{name}={value}" for name, value in names.items() if value is not None)
+    try:
+        with saying(f"waiting for the other processes ({where})"):
+            # Not by init_process_group: its one timeout would hold for the work as well.
+            timeout = timedelta(seconds=JOINING)
+            store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+            store = dist.PrefixStore(agree_on_name(store, rank, world), store)
+            # Gradients travel by the device's own backend, plain Python values by gloo.
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=world, timeout=WORKING
+            )
+    except Exception as error:  # of many types: a port in use, a wrong number, nobody there
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"can't join the other processes ({where}): {why}; start them by torchrun, or alone "
+            "without these variables"
+        ) from error
+
+
+def agree_on_name(store, rank, world):
+    """Agree on a name that no earlier start of these processes has used.
+
+    torchrun --max-restarts starts them again with the same store, in which the addresses of the
+    ended ones are left.
+
+    :param torch.distributed.Store store: what all can write to and read
+    :return: the name
+    :rtype: str
+    :raises TimeoutError: if not all come
+    """
+
+    def read(key):
+        return store.get(key).decode() if store.check([key]) else ""
+
+    mine = secrets.token_hex(8)
+    store.set(f"hello {rank}", mine)
+    others = range(1, world)
+    end = time.monotonic() + JOINING
+    while time.monotonic() < end:
+        if rank == 0:
+            for other in others:  # what was an old greeting is answered again when it is new
+                store.set(f"welcome {other}", read(f"hello {other}") + mine)
+            if all(read(f"thanks {other}") == mine for other in others):
+                return mine
+        elif read(f"welcome {rank}").startswith(mine):
+            name = read(f"welcome {rank}").removeprefix(mine)
+            store.set(f"thanks {rank}", name)
+            return name
+        time.sleep(0.02)
+    raise TimeoutError("not all of them have come")
+
+
+@contextmanager
+def saying(line, seconds=None):
+    """Print a line, should a block take longer than expected.
+
+    :param str line: what the block waits for
+    :param float seconds: how long it may take; None for SOON
+    """
+    timer = threading.Timer(seconds or SOON, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def choose_device(cuda, name=None):
@@ -56,7 +140,8 @@ def choose_device(cuda, name=None):
         if is_first():
             print("warning: no usable GPU: falling back to the CPU", file=sys.stderr)
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", 0))
+    local = os.environ.get("LOCAL_RANK", "0")
+    index = int(local) if local.isdecimal() else 0
     count = torch.cuda.device_count()
     if index >= count:
         raise UserError(f"{count} GPUs for more processes: lower --nproc-per-node to {count}")
@@ -81,7 +166,7 @@ def is_first():
     :return: True without torchrun, and for its rank 0
     :rtype: bool
     """
-    return int(os.environ.get("RANK", 0)) == 0
+    return given_rank() == 0
 
 
 def describe_device(device):
@@ -187,3 +272,25 @@ def share_from_first(value):
     except RuntimeError as error:
         raise PeerError from error
     return box[0]
+
+
+def gather(found):
+    """Join what each process found, a dict, into one that all have.
+
+    :param dict found: by keys that no other process has
+    :rtype: dict
+    :raises PeerError: if another process has ended
+    """
+    rank, world = ranks()
+    joined = dict(found)
+    try:
+        if rank > 0:
+            dist.send_object_list([found], 0)
+        for other in range(1, world if rank == 0 else 1):
+            box = [None]
+            with saying(f"waiting for process {other}, which is not done yet"):
+                dist.recv_object_list(box, other)
+            joined.update(box[0])
+    except RuntimeError as error:
+        raise PeerError from error
+    return share_from_first(joined)

@@ -296,6 +296,11 @@ def contact_sheet(path, pictures, columns=4, side=280):
     save_png(path, np.asarray(sheet))
 
 
-def to_line(text):
-    """Turn a name into one line that can be drawn: names of files may hold anything."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())
+def to_line(text, most=None):
+    """Turn a name into one line that can be drawn: names of files may hold anything.
+
+    :param str text: the name
+    :param int most: characters that there is room for; None for any number
+    """
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    return line if most is None or len(line) <= most else line[: most - 1] + "…"

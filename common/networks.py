@@ -2,7 +2,6 @@
 
 import os
 import sys
-import zipfile
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,8 @@ from torch import nn
 
 from common.classifiers import load_timm, load_torchvision, prepare
 from common.device import is_first
-from common.errors import UserError
-from common.run import read_tensors
+from common.errors import UserError, plain
+from common.run import read_tensors, read_text
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")  # keys of training scripts
 PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
@@ -94,10 +93,7 @@ def read_state_dict(path):
     if not path.is_file():
         raise UserError(f"no weights at {path}: give a file that torch.save wrote")
     try:
-        if zipfile.is_zipfile(path):
-            values = read_tensors(path)
-        else:  # as torch wrote them before 1.6
-            values = torch.load(path, map_location="cpu", weights_only=True)
+        values = read_tensors(path)
     except Exception as error:  # whatever damage, or a whole module, sets off in torch
         save = "torch.save(network.state_dict(), 'my.pth')"
         raise UserError(f"{path} holds no plain weights ({type(error).__name__}): save them by "
@@ -111,7 +107,8 @@ def read_state_dict(path):
             values = {key.removeprefix(prefix): value for key, value in values.items()}
     if not (isinstance(values, dict) and values and all(map(torch.is_tensor, values.values()))):
         raise UserError(f"{path} holds no state dict: save network.state_dict()")
-    if not list(values.values())[-1].ndim:
+    last = list(values.values())[-1]
+    if not last.ndim or not last.numel():  # of no width, it may seem to have any number of classes
         raise UserError(f"{path} ends in a number, not in a layer of a classifier: give another")
     return values
 
@@ -119,10 +116,10 @@ def read_state_dict(path):
 def read_names(text):
     """Read names of classes: a file with one a line, or a list with commas."""
     if not os.path.isfile(text):
-        return [name.strip() for name in text.split(",")]
+        return [plain(name.strip()) for name in text.split(",")]
     try:
-        with open(text, encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
+        lines = read_text(Path(text)).splitlines()
+        return [plain(line.strip()) for line in lines if line.strip()]
     except ValueError as error:
         raise UserError(
             f"{text} is no UTF-8 text: give a file with one class name a line"

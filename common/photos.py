@@ -1,20 +1,20 @@
 """One photo after the other: found, read, explained, recorded; no broken one stops the others."""
 
-import contextlib
 import json
 import os
 import re
 import sys
+import zlib
 from pathlib import Path
 
-import torch.distributed as dist
+import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common.device import is_first, ranks
-from common.errors import PeerError, UserError
+from common.device import gather, is_first, ranks, share_from_first
+from common.errors import UserError, plain
 from common.images import crop_square, open_photo, picture_endings
-from common.run import replacing
+from common.run import is_name, is_number, read_text, replacing, written
 
 SAMPLES = {"astronaut": "astronaut", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket"}
 
@@ -75,9 +75,28 @@ def read_photo(path, classifier):
     return pixels.unsqueeze(0)
 
 
+@torch.no_grad()
+def predict(classifier, x, photos):
+    """Classify photos, and refuse one for which the network gives no numbers.
+
+    :param common.classifiers.Classifier classifier: whose network
+    :param torch.Tensor x: the photos, (N, C, H, W)
+    :param list[str] photos: what they are called
+    :return: probabilities, (N, classes)
+    :rtype: torch.Tensor
+    :raises UserError: if one's are NaN; it names the photo and the network
+    """
+    probabilities = classifier.network(x).softmax(1)
+    for photo, row in zip(photos, probabilities, strict=True):
+        if not row.isfinite().all():
+            name = classifier.name
+            raise UserError(f"{photo}: {name} gives NaN for it: leave it out, or mend the network")
+    return probabilities
+
+
 def say(text, file=None):
     """Print a line above the progress bars, in one piece: other processes print, too."""
-    tqdm.write(text + "\n", file, end="")
+    tqdm.write(plain(text) + "\n", file, end="")
 
 
 # ------------------------------------------------------------------ what a run has explained so far
@@ -90,8 +109,8 @@ def save_arguments(folder, script, args):
     :param str script: name of the script, without .py
     :param argparse.Namespace args: all arguments
     """
+    (folder / "records").mkdir(exist_ok=True)  # whichever process is first
     if is_first():
-        (folder / "records").mkdir(exist_ok=True)
         with replacing(folder / "records" / "arguments.txt") as part:
             part.write_text(json.dumps({"script": script, "args": vars(args)}), encoding="utf-8")
 
@@ -106,11 +125,10 @@ def load_arguments(path, script):
     :raises UserError: if there are none, or another script's
     """
     try:
-        text = (Path(path) / "records" / "arguments.txt").read_text(encoding="utf-8")
-        state = json.loads(text)
+        state = json.loads(read_text(Path(path) / "records" / "arguments.txt"))
         found = state["script"]
         args = dict(state["args"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is no run of {script}.py to go on with: start a new one"
         ) from error
@@ -119,14 +137,75 @@ def load_arguments(path, script):
     return args
 
 
-def read_records(folder):
-    """Return the records of the photos that have been explained, by the stem of their files."""
+def read_records(folder, check=None):
+    """Read the records of the photos that have been explained.
+
+    :param pathlib.Path folder: the run folder; anybody may have written what is in it
+    :param Callable check: raises an exception for a record that its script can't use
+    :return: records by the stem of their files, and the files that hold none
+    :rtype: tuple[dict[str, dict], list[pathlib.Path]]
+    """
     records = {}
+    damaged = []
     for file in sorted((folder / "records").glob("[!.]*.json")):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: done again
-            record = json.loads(file.read_text(encoding="utf-8"))
-            records[file.stem] = record | {"path": record["path"]}
-    return records
+        try:
+            record = json.loads(read_text(file))
+            check_record(record)
+            if check:
+                check(record)
+            records[file.stem] = record
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError,
+                RecursionError):  # fmt: skip
+            damaged.append(file)
+    return records, damaged
+
+
+def find_done(folder, check=None):
+    """Find the photos of which nothing is lost or damaged, and warn of the others.
+
+    :param pathlib.Path folder: the run folder
+    :param Callable check: as in :func:`read_records`
+    :return: the stem of their files by photo
+    :rtype: dict[str, str]
+    """
+    records, damaged = read_records(folder, check)
+    done = {}
+    for stem, record in records.items():
+        file = find_damage(folder, record)
+        if file is None:
+            done[record["path"]] = stem
+        else:
+            damaged.append(file)
+    for file in damaged:
+        line = f"warning: {file} is lost or damaged: its photo is explained again"
+        print(plain(line), file=sys.stderr)
+    return done
+
+
+def find_damage(folder, record):
+    """Return the first of a photo's files that isn't what was written, or None.
+
+    :param pathlib.Path folder: the run folder
+    :param dict record: the photo's; its "files" are checksums by name
+    """
+    for name, checksum in record["files"].items():
+        file = folder / name
+        outside = ".." in Path(name).parts or folder not in file.parents
+        if outside or not file.is_file() or zlib.crc32(file.read_bytes()) != checksum:
+            return file
+    return None
+
+
+def check_record(record):
+    """Raise an exception for a record that isn't one of a photo."""
+    numbers = [record[name] for name in ("target", "probability", "seconds", "evaluations")]
+    names = [record["class_name"], record.get("panel", "")]
+    if not all(map(is_number, numbers)) or not all(map(is_name, names)):
+        raise ValueError("no record")
+    if not isinstance(record["path"], str) or not isinstance(record["files"], dict):
+        raise ValueError("no record")
+    if os.sep in record.get("panel", ""):
+        raise ValueError("a panel elsewhere")
 
 
 def name_photos(photos, stems=()):
@@ -155,22 +234,24 @@ def name_photos(photos, stems=()):
     return stems
 
 
-def explain_photos(photos, folder, explain, group=1):
+def explain_photos(photos, folder, explain, group=1, check=None):
     """Explain the photos of this process that haven't been explained yet.
 
-    A photo's record, ``records/STEM.json``, is written after all its other files: a resumed run
-    goes on with the photos that have none. One that can't be read costs no other.
+    A photo's record, ``records/STEM.json``, is written after all its other files, whose checksums
+    it holds: a resumed run goes on with the photos of which one is lost or damaged. One that can't
+    be read costs no other.
 
     :param list[str] photos: all of them; each process takes its share
     :param pathlib.Path folder: the run folder
     :param Callable explain: from a list of pairs (photo, stem) to one record each, plain values
     :param int group: how many photos ``explain`` is given at once
+    :param Callable check: raises an exception for a record that the script can't use
     :return: the records of all photos, in order, and what went wrong with the others
     :rtype: tuple[list[dict], dict[str, str]]
     """
     rank, world = ranks()
     # A photo keeps its stem, whichever others a resumed run is given.
-    done = {record["path"]: stem for stem, record in read_records(folder).items()}
+    done = share_from_first(find_done(folder, check) if rank == 0 else None)
     stems = name_photos(photos, done)
     failed = {}
     todo = [photo for photo in photos[rank::world] if photo not in done]
@@ -179,6 +260,7 @@ def explain_photos(photos, folder, explain, group=1):
     with tqdm(total=len(todo), unit="photo", disable=hidden) as bar:
         while groups:
             some = groups.pop(0)
+            before = len(written)
             try:
                 records = explain([(photo, stems[photo]) for photo in some])
             except UserError as error:
@@ -187,25 +269,19 @@ def explain_photos(photos, folder, explain, group=1):
                     continue
                 failed[some[0]] = str(error)
             else:
+                # Of several photos at once each answers for the files of all.
+                made = sorted(set(written[before:]))
+                files = {str(f.relative_to(folder)): zlib.crc32(f.read_bytes()) for f in made}
                 for photo, record in zip(some, records, strict=True):
+                    whole = record | {"files": files}
                     with replacing(folder / "records" / f"{stems[photo]}.json") as part:
-                        part.write_text(json.dumps(record), encoding="utf-8")
+                        part.write_text(json.dumps(whole), encoding="utf-8")
             bar.update(len(some))
     failed = gather(failed)  # also waits for the last record of all processes
-    records = read_records(folder)
+    records, _ = read_records(folder, check)
+    for record in records.values():
+        del record["files"]
     return [records[stems[photo]] for photo in photos if stems[photo] in records], failed
-
-
-def gather(found):
-    """Join what each process found, a dict, into one that all have."""
-    if ranks()[1] == 1:
-        return found
-    everybody = [None] * ranks()[1]
-    try:
-        dist.all_gather_object(everybody, found)
-    except RuntimeError as error:
-        raise PeerError from error
-    return {key: value for part in everybody for key, value in part.items()}
 
 
 def report_failures(failed, count):
@@ -218,7 +294,7 @@ def report_failures(failed, count):
     if len(failed) == count == 1:
         raise UserError(next(iter(failed.values())))
     for why in failed.values():
-        print(f"warning: {why}", file=sys.stderr)
+        print(f"warning: {plain(why)}", file=sys.stderr)
     if failed:
         code = 2 if len(failed) == count else 1
         line = f"{len(failed)} of {count} photos could not be explained: see the warnings above"

@@ -4,8 +4,10 @@ import json
 import os
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import train_classifier
@@ -32,6 +34,15 @@ def assert_same(a, b):
         assert torch.equal(a, b)
     else:
         assert a == b
+
+
+def same(a, b):
+    """Compare two trees of plain values and tensors bit for bit."""
+    try:
+        assert_same(a, b)
+    except AssertionError:
+        return False
+    return True
 
 
 def refusal(function, *arguments, **options):
@@ -153,3 +164,39 @@ def with_buffers(step, device, optimizers):
         step(*buffers)
 
     return replay
+
+
+def halves(folder):
+    """List what a process was writing when it ended, and should have been removed."""
+    return [f"{file} is left" for file in folder.rglob("*.part*")]
+
+
+def find_unreadable(folder, script):
+    """List what is wrong with the checkpoints in a folder: they are whole, or not there."""
+    lines = []
+    for file in folder.rglob("[!.]*.pt"):
+        try:
+            load_checkpoint(file, script.SCRIPT)
+        except UserError as error:
+            lines.append(str(error))
+    return lines
+
+
+def write_photos(folder, count, rng):
+    """Write pictures of noise, and in their midst a file that is none."""
+    folder.mkdir()
+    for i in range(count):
+        noise = np.frombuffer(rng.randbytes(16 * 16 * 3), np.uint8).reshape(16, 16, 3)
+        Image.fromarray(noise).save(folder / f"{i:03d}.png")
+    (folder / f"{count // 2:03d}.png").write_bytes(b"no picture")
+
+
+def find_hole(page, template):
+    """Say what is wrong with a page, or None: it is a template around its data, JSON."""
+    text = page.read_text(encoding="utf-8")
+    before, after = template.read_text(encoding="utf-8").split("{{data}}")
+    data = text.removeprefix(before).removesuffix(after)
+    if len(before) + len(data) + len(after) != len(text) or set("<>&") & set(data):
+        return "its data end their element"
+    json.loads(data)
+    return None

@@ -1,14 +1,20 @@
 """Scripts in child processes that are forked: as one starts them, but without waiting for torch."""
 
+import contextlib
 import os
+import re
 import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from common.errors import exit_code
+
+with contextlib.suppress(ImportError):  # Windows has none
+    import resource
 
 
 def fork(function, log, **environment):
@@ -40,16 +46,69 @@ def fork(function, log, **environment):
 
 
 def wait(child, seconds=180):
-    """Wait for a child process to end."""
+    """Wait for a child process to end; fail if it doesn't."""
+    code, _ = finish(child, seconds, kill=False)
+    if code is None:
+        finish(child, 0)
+        pytest.fail(f"still running after {seconds} seconds")
+    return code
+
+
+def finish(child, seconds=600.0, kill=True):
+    """Wait for a child process, and kill it when its time is over.
+
+    :param float seconds: its time
+    :param bool kill: or leave it running
+    :return: its exit code, or minus the signal that it died of; and what it took. None and None if
+        it is still running
+    :rtype: tuple[int, resource.struct_rusage]
+    """
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return pytest.fail(f"still running after {seconds} seconds")
+    done, status, usage = os.wait4(child, os.WNOHANG)
+    while not done and time.monotonic() < end:
+        time.sleep(0.003)
+        done, status, usage = os.wait4(child, os.WNOHANG)
+    if not done and not kill:
+        return None, None
+    if not done:
+        os.kill(child, signal.SIGKILL)
+        _, status, usage = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), usage
+
+
+def start(function, argument, log, memory=None):
+    """Start a function, mostly a script's main, in a child process and a folder of its own.
+
+    :param object argument: what it is given; of a command line, words and paths
+    :param pathlib.Path log: gets what it prints; beside it is the folder "elsewhere"
+    :param int memory: bytes that it may take beyond what it has
+    :return: the child's process id
+    :rtype: int
+    """
+
+    def call():
+        os.dup2(sys.stderr.fileno(), 2)  # libraries in C write of their own accord
+        os.chdir(log.parent / "elsewhere")  # what is written there by mistake is found
+        if memory:
+            status = Path("/proc/self/status").read_text()
+            most = 1024 * int(re.search(r"VmData:\s+(\d+)", status)[1]) + memory
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        try:
+            function([str(a) for a in argument] if isinstance(argument, list) else argument)
+        except SystemExit as stop:  # argparse's own way
+            os._exit(stop.code)
+
+    return fork(call, log)
+
+
+def describe_end(code, log):
+    """Say how a script ended, and what was bad about it, or None."""
+    said = log.read_text(errors="replace")
+    end = {0: "done", 1: "partly", 2: "one line"}.get(code, f"code {code}")
+    errors = said.count("error: ")
+    if end.startswith("code") or "Traceback" in said or errors != (1 if code else 0):
+        return end, f"{end}: {said[-300:]}"
+    return end, None
 
 
 def free_port():

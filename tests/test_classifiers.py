@@ -13,7 +13,7 @@ from torchvision import models
 
 import train_classifier
 from common import classifiers
-from common.classifiers import Normalise, find_class, load_classifier, load_lite0
+from common.classifiers import Normalise, find_class, is_here, load_classifier, load_lite0
 from common.data import Dataset
 from common.fast import NORMS
 from common.photos import read_photo
@@ -228,6 +228,10 @@ DAMAGE = {
     "a width of text": {"args": {"width": "wide"}},
     "no weights": {"network": {}},
     "huge images": {"shape": [3, 10**6, 10**6]},
+    "large images": {"shape": [3, 1024, 1024]},
+    "many channels": {"shape": [10**5, 8, 8], "mean": [0.5] * 10**5, "std": [0.5] * 10**5},
+    "an unknown argument": {"args": {"width": 0.1, "wide": 1}},
+    "a long name": {"classes": ["red", "green", "b" * 10**6]},
     "grey images": {"shape": [1, 16, 16], "mean": [0.5], "std": [0.5]},
     "tiny images": {"shape": [3, 4, 4]},
     "a shape of text": {"shape": "abc"},
@@ -289,6 +293,26 @@ def test_a_copy_without_the_training_script_says_so(trained, monkeypatch):
     """A run can't be read without the network that it is of."""
     monkeypatch.setitem(sys.modules, "train_classifier", None)
     assert "train_classifier.py" in refusal(load_classifier, str(trained))
+
+
+def test_names_of_classes_are_never_obeyed_by_a_terminal(state, tmp_path):
+    """A stranger's checkpoint is shown line by line, whatever its classes are called."""
+    torch.save(state | {"classes": ["red\n", "\x1b[2J", "\u202eblue"]}, tmp_path / "checkpoint.pt")
+    names = load_classifier(str(tmp_path)).classes
+    assert names == ["red\\n", "\\x1b[2J", "\\u202eblue"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18.a1_in1k"])
+def test_what_would_be_downloaded_is_known_before(name, tmp_path, monkeypatch, no_network):
+    """A resumed run asks for nothing that isn't here: its arguments may be anybody's."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert not is_here(name)
+    assert is_here("no-such-model")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnet18-f37072fd.pth").touch()
+    assert is_here("resnet18")
+    assert not no_network
 
 
 # ------------------------------------------------------------------------------------- find_class

@@ -1,6 +1,7 @@
 """What common/ is: shared by the scripts, and independent of them; one way to read a picture."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def test_a_module_serves_two_scripts(module):
     ]  # fmt: skip
     wanted = {"fid": ["train_dcgan"], "glyphs": []}  # the glyphs are a dataset of common/data.py
     assert users == wanted[module] if module in wanted else len(users) >= 2
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_answers_ctrl_c_before_it_imports_torch(script):
+    """The first import that isn't Python's own is that of what answers."""
+    names = [ast.unparse(node) for node in parse(SCRIPTS[script]).body if isinstance(
+        node, (ast.Import, ast.ImportFrom))]  # fmt: skip
+    slow = [name for name in names if name.split()[1].split(".")[0] not in sys.stdlib_module_names]
+    assert slow[0] == "import common"
 
 
 def test_pictures_are_opened_in_one_place_only():

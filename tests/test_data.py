@@ -254,14 +254,57 @@ def test_a_download_that_stops_half_way_leaves_no_file(error, seen, tmp_path, mo
     raw.mkdir(parents=True)
     (raw / "train-labels-idx1-ubyte").write_bytes(b"mine")
 
-    def stop_half_way(*_, **__):
-        (raw / "train-images-idx3-ubyte").write_bytes(b"half")
+    def stop_half_way(_, root, *__, **___):
+        (root / "MNIST" / "raw").mkdir(parents=True)
+        (root / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"half")
         raise error
 
     monkeypatch.setattr(common.data, "open_with_torchvision", stop_half_way)
     with pytest.raises(seen):
         load_dataset("mnist", tmp_path)
-    assert [f.name for f in raw.iterdir()] == ["train-labels-idx1-ubyte"]
+    assert [f.name for f in tmp_path.rglob("*") if f.is_file()] == ["train-labels-idx1-ubyte"]
+
+
+def test_a_download_that_fails_takes_nothing_from_another_process(tmp_path, monkeypatch):
+    """Which may do the same at the same time, and be quicker; and one's own comes whole."""
+
+    def write(root):
+        for half in ("train", "t10k"):
+            write_idx(root / "MNIST/raw" / f"{half}-images-idx3-ubyte", make_images())
+            write_idx(root / "MNIST/raw" / f"{half}-labels-idx1-ubyte", np.arange(COUNT))
+
+    def be_late(*_, **__):
+        write(tmp_path)
+        raise URLError("too late")
+
+    def succeed(*arguments, download=False):
+        write(arguments[1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(common.data, "open_with_torchvision", be_late)
+        refusal(load_dataset, "mnist", tmp_path)
+    assert len(load_dataset("mnist", tmp_path).images) == COUNT
+    with monkeypatch.context() as patch:
+        patch.setattr(common.data, "open_with_torchvision", succeed)
+        common.data.find_files("mnist", tmp_path / "new", "train", "", True)
+    assert len(load_dataset("mnist", tmp_path / "new").images) == COUNT
+    assert sorted(f.name for f in (tmp_path / "new").iterdir()) == ["MNIST"]
+
+
+@pytest.mark.parametrize("name", ["emnist", "mnist", "fashion", "cifar10", "auto", "glyphs"])
+def test_a_resumed_run_makes_nothing_outside_its_folder(name, tmp_path, asked):
+    """The data folder of a run may be what a stranger wrote down: no download, no cache."""
+    write_emnist(tmp_path, pack=True)
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path, tmp_path / "gone"):
+        if name in ("glyphs", "auto"):
+            assert load_dataset(name, folder, glyphs=3, download=False).name == "glyphs"
+        else:
+            message = refusal(load_dataset, name, folder, download=False)
+            assert f"{folder}" in message
+            assert "--data-dir" in message
+    assert not asked
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_auto_says_loudly_that_it_took_glyphs(tmp_path, asked, capsys):
@@ -387,7 +430,7 @@ def test_what_is_left_out_of_a_folder(tmp_path, capsys):
     (data / "loop").symlink_to(data)
     save_picture(data / ".hidden" / "c.png")
     save_picture(data / "ant" / "._a.png")  # as a Mac leaves it
-    for mark in ("metrics.json", "checkpoint.pt", "records/arguments.txt"):
+    for mark in (".lock", "metrics.json", "checkpoint.pt", "records/arguments.txt"):
         run = data / f"run of {mark[:5]}"
         save_picture(run / "panel.png")
         (run / mark).parent.mkdir(exist_ok=True)
@@ -453,6 +496,13 @@ def test_pictures_are_not_taken_for_another_dataset(place, tmp_path, asked, caps
     assert [file.name for file in tmp_path.iterdir()] == [place.split("/")[0]]  # no cache either
 
 
+def test_pictures_of_a_run_are_no_data(tmp_path):
+    """A run beside the datasets doesn't make their folder one of pictures."""
+    save_picture(tmp_path / "run" / "losses.png")
+    (tmp_path / "run" / ".lock").touch()
+    assert not common.data.holds_pictures(tmp_path)
+
+
 @pytest.mark.parametrize("folder", ["EMNIST", "MNIST", "FashionMNIST", "cache"])
 def test_a_data_folder_may_hold_a_picture(folder, tmp_path):
     """Where datasets lie already, a picture beside them changes nothing."""
@@ -477,7 +527,18 @@ def test_glyphs(tmp_path, capsys, asked):
     assert not asked
 
 
-@pytest.mark.parametrize("damage", ["none", "text", "cut", "other images", "a flipped bit"])
+CACHES = {  # whole files, of something else
+    "other images": lambda images, labels: (images[1:], labels[1:]),
+    "other labels": lambda images, labels: (images, labels[1:]),
+    "no such class": lambda images, labels: (images, labels + 62),
+    "labels of floats": lambda images, labels: (images, labels.float()),
+    "images of floats": lambda images, labels: (images.float(), labels),
+    "larger images": lambda images, labels: (images.repeat(1, 1, 2, 2), labels),
+    "coloured images": lambda images, labels: (images.repeat(1, 3, 1, 1), labels),
+}
+
+
+@pytest.mark.parametrize("damage", ["none", "text", "cut", *CACHES, "a flipped bit", "a pipe"])
 def test_a_cache_is_only_a_cache(damage, tmp_path, monkeypatch):
     """The second time the glyphs are read; whatever became of their file, they are drawn anew."""
     good = load_dataset("glyphs", tmp_path, glyphs=20)
@@ -485,8 +546,12 @@ def test_a_cache_is_only_a_cache(damage, tmp_path, monkeypatch):
     content = cache.read_bytes()
     at = content.index(good.images.numpy().tobytes()) + good.images.numel() // 2
     flipped = content[:at] + bytes([content[at] ^ 128]) + content[at + 1 :]
-    if damage == "other images":
-        torch.save({"images": good.images[1:], "labels": good.labels[1:]}, cache)
+    if damage in CACHES:
+        images, labels = CACHES[damage](good.images, good.labels)
+        torch.save({"images": images, "labels": labels}, cache)
+    elif damage == "a pipe":
+        cache.unlink()
+        os.mkfifo(cache)
     else:
         cache.write_bytes({"none": content, "text": b"garbage", "cut": content[:5000],
                            "a flipped bit": flipped}[damage])  # fmt: skip

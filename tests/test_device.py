@@ -2,23 +2,28 @@
 
 import os
 import random
+import socket
+import time
 
 import numpy as np
 import pytest
 import torch
 
+import common.device
+import common.errors
 from common.device import (
     average_gradients,
     average_over_ranks,
     fit_memory,
+    gather,
     is_first,
     make_rng,
     ranks,
     set_up,
     share_from_first,
 )
-from tests.helpers import refusal
-from tests.processes import group, wait
+from tests.helpers import POSIX, refusal
+from tests.processes import fork, free_port, group, wait
 
 
 @pytest.fixture(autouse=True)
@@ -200,5 +205,67 @@ def test_a_process_that_ends_takes_the_other_along(victim, step, tmp_path):
 def test_only_the_first_rank_speaks(monkeypatch, capsys):
     """Of many processes that torchrun starts, one prints the device and the warning."""
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(common.device, "join_group", lambda device: None)
     set_up(cuda=True, seed=0)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_stray_rank_means_nothing(monkeypatch, capsys):
+    """Left in the environment by something else: without WORLD_SIZE a run is alone, and speaks."""
+    for rank in ("1", "abc"):
+        monkeypatch.setenv("RANK", rank)
+        set_up(cuda=False, seed=0)
+        assert is_first()
+        assert capsys.readouterr().out.startswith("device")
+
+
+@POSIX
+@pytest.mark.parametrize(
+    "environment",
+    [{"RANK": "0"}, {"RANK": "abc"}, {"RANK": "1"}, {}, {"WORLD_SIZE": "many"},
+     {"MASTER_PORT": "-5"}, {"MASTER_ADDR": "nowhere.invalid"}],
+    ids=str,
+)  # fmt: skip
+def test_a_group_that_never_forms_is_one_line(environment, tmp_path, monkeypatch):
+    """A process that is alone, or has odd variables, says what it waits for, and gives up."""
+    monkeypatch.setattr(common.device, "JOINING", 1)
+    monkeypatch.setattr(common.device, "SOON", 0.2)
+    monkeypatch.setattr(common.errors, "PATIENCE", 0)
+    common_part = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    child = fork(lambda: set_up(False, 0), tmp_path / "log", **common_part | environment)
+    assert wait(child, 60) == 2
+    lines = [x for x in (tmp_path / "log").read_text().splitlines() if "error: " in x]
+    assert len(lines) == 1
+    assert "WORLD_SIZE=" in lines[0]
+    if environment in ({"RANK": "0"}, {"RANK": "1"}):
+        assert "waiting for the other processes" in (tmp_path / "log").read_text()
+
+
+@POSIX
+def test_a_port_in_use_is_one_line(tmp_path):
+    """Somebody else listens where the first process would."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        environment = {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        child = fork(lambda: set_up(False, 0), tmp_path / "log", **environment, MASTER_PORT=port)
+        assert wait(child, 60) == 2
+    assert (tmp_path / "log").read_text().count("error: ") == 1
+    assert f"MASTER_PORT={port}" in (tmp_path / "log").read_text()
+
+
+def test_who_is_waited_for_is_said(tmp_path, monkeypatch):
+    """One process may be slower, for as long as it takes; the first one names it."""
+    monkeypatch.setattr(common.device, "SOON", 0.3)
+
+    def main(rank):
+        set_up(False, 0)
+        time.sleep(rank)
+        assert gather({rank: rank}) == {0: 0, 1: 1}
+
+    children, logs = group(main, tmp_path)
+    assert [wait(child, 60) for child in children] == [0, 0], [log.read_text() for log in logs]
+    assert "waiting for process 1" in logs[0].read_text()
+    assert logs[1].read_text() == ""

@@ -17,6 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import common.device
+import common.errors
 import compare_explanations
 import explain_perturb
 import smoothgrad
@@ -252,9 +254,27 @@ def spoil_args(state):
     return {key: value for key, value in state.items() if key != "args"}
 
 
-@pytest.mark.parametrize(
-    "spoil", [spoil_architecture, spoil_layer, spoil_optimizer, spoil_parts, spoil_args]
-)
+def spoil_settings(state):
+    """Give the optimizer settings that no optimizer has."""
+    part = "d_optimizer" if "d_optimizer" in state else "optimizer"
+    groups = [group | {"lr": "fast"} for group in state[part]["param_groups"]]
+    return state | {part: state[part] | {"param_groups": groups}}
+
+
+def spoil_value(name, value):
+    """Make a function that claims another argument."""
+    return lambda state: state | {"args": state["args"] | {name: value}}
+
+
+SPOILT = [spoil_architecture, spoil_layer, spoil_optimizer, spoil_parts, spoil_args, spoil_settings,
+          spoil_value("batch_size", 0), spoil_value("lr", -1.0), spoil_value("lr", "fast"),
+          spoil_value("epochs", None), spoil_value("device", 5), spoil_value("amp", 1),
+          lambda state: state | {"args": None}, lambda state: state | {"history": 5},
+          lambda state: state | {"history": [{}]}, lambda state: state | {"seconds": "long"},
+          lambda state: state | {"shape": [3]}]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 @BOTH
 def test_a_checkpoint_that_does_not_fit_is_one_line(script, spoil, undisturbed, tmp_path, capsys):
     """Other layers, other sizes, missing parts: said by the file's name, and left as it was."""
@@ -478,7 +498,9 @@ def test_processes_complain_once_and_leave_their_group(data, tmp_path):
     """A wrong flag is one line for all; and a good run ends without torch's warning."""
     wrong = ["--resume", str(tmp_path)]
     children, logs = group(lambda rank: train_classifier.main(wrong), tmp_path)
-    assert [wait(child) for child in children] == [2, 2]
+    assert wait(children[0]) == 2
+    os.kill(children[1], signal.SIGTERM)  # as torchrun does when one has failed
+    assert wait(children[1]) == -signal.SIGTERM
     assert logs[0].read_text().count("error: ") == 1
     assert logs[1].read_text() == ""
 
@@ -488,6 +510,21 @@ def test_processes_complain_once_and_leave_their_group(data, tmp_path):
     assert [wait(child) for child in children] == [0, 0]
     assert logs[0].read_text().count("epoch   1") == 1
     assert logs[1].read_text() == ""
+
+
+def test_what_only_one_process_lacks_is_said(trained, photos, tmp_path, monkeypatch):
+    """A photo that isn't on its machine: the first one can't know, and torchrun wouldn't say."""
+    monkeypatch.setattr(common.errors, "PATIENCE", 0.1)
+    monkeypatch.setattr(common.device, "JOINING", 1)
+
+    def main(rank):
+        images = photos if rank == 0 else photos / "gone.png"
+        return explain(smoothgrad, trained, images, tmp_path / "run")
+
+    children, logs = group(main, tmp_path)
+    assert [wait(child) for child in children] == [2, 2]
+    assert "process 1: no picture at" in logs[1].read_text()
+    assert logs[0].read_text().count("error: ") == 1
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -29,6 +29,7 @@ from common.images import (
     to_grid,
 )
 from tests.helpers import POSIX, refusal
+from tests.hostile import chunk, png, postscript
 
 GREY = 64  # of the lines between the images of a grid
 # Four quarters: red, green; blue, white.
@@ -64,12 +65,8 @@ def write_png(path, width, height, bits, kind, values=None):
     """
     rows = () if values is None else values.astype(">u2")
     pixels = b"".join(b"\0" + row.tobytes() for row in rows)
-    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n"
-    for name, part in ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")):
-        check = struct.pack(">I", zlib.crc32(name + part))
-        data += struct.pack(">I", len(part)) + name + part + check
-    path.write_bytes(data)
+    data = chunk(b"IDAT", zlib.compress(pixels))
+    path.write_bytes(png(width, height, data, depth=bits, kind=kind))
 
 
 # ------------------------------------------------------------------------------ read: right colours
@@ -255,7 +252,8 @@ def test_files_that_are_no_pictures(tmp_path, monkeypatch):
         "half.jpg": jpeg[: len(jpeg) // 2],
         "start.jpg": jpeg[:30],
         "damaged.jpg": jpeg[:100] + b"\0" * 400 + jpeg[500:600],
-        "page.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+        "page.eps": postscript(tmp_path / "harm"),
+        "page.jpg": postscript(tmp_path / "harm"),
     }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -403,6 +401,19 @@ def test_curves_show_every_column(rows, tmp_path):
 
 
 NAMES = ["plain", "$x^", "猫", "line\nbreak", "\udcff", "w" * 500, "", "%s {0}"]
+
+
+@pytest.mark.parametrize(
+    ("values", "floor"),
+    [([0.0, 0.0], 1.0), ([np.nan, np.nan], 1.0), ([1e-320, 1e300], 1e-320), ([1.0, 2.0], 0.0),
+     ([np.inf, 1.0], 0.5), ([-1.0, 2.0], -1.0), ([1e300, -1e300], None)],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_numbers_that_cannot_be_drawn_spoil_no_figure(values, floor, tmp_path):
+    """A FID of 0, where train and test are the same, has no place on a logarithmic axis."""
+    rows = [{"epoch": i, "fid": value} for i, value in enumerate(values, 1)]
+    plot_curves(tmp_path / "a.png", rows, [("fid",)], None if floor is None else {"fid": floor})
+    assert iio.imread(tmp_path / "a.png").std() > 5
 
 
 def write_colours(count, folder, size=(60, 40)):

@@ -196,6 +196,53 @@ def test_two_processes_share_the_photos(whole, tmp_path):
     assert_same(read_run(run), read_run(folder))
 
 
+@pytest.mark.parametrize("script", OPTIONS, ids=lambda script: script.SCRIPT)
+def test_a_photo_without_an_answer_costs_no_other(
+    script, trained, photos, tmp_path, monkeypatch, capsys
+):
+    """NaN for one photo: one line names it and the network, the others are done, exit code 1."""
+    load = script.load_classifier
+
+    def load_odd(*arguments):
+        classifier = load(*arguments)
+
+        def spoil(_, inputs, logits):
+            return logits * float("nan") if torch.equal(inputs[0], bee) else logits
+
+        bee = script.read_photo(str(photos / "bee.png"), classifier)
+        classifier.network.register_forward_hook(spoil)
+        return classifier
+
+    monkeypatch.setattr(script, "load_classifier", load_odd)
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    command = ["--model", str(trained), "--image", str(photos), *OPTIONS[script]]
+    assert script.exit_code(lambda: script.main([*command, "--out", str(tmp_path / "run")])) == 1
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [*metrics["failed"]] == [str(photos / "bee.png")]
+    assert len(metrics["images"]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "NaN" in x]
+    assert str(photos / "bee.png") in line
+    assert str(trained) in line
+
+
+@pytest.mark.parametrize("damage", ["gone", "other arrays", "no arrays"])
+def test_a_map_of_a_photo_that_is_done(damage, whole, tmp_path):
+    """Where an honest accident has taken it, it is made again; a stranger's is told of."""
+    script, _, folder = whole
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    (file,) = run.rglob("bee.npz")
+    good = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    elif damage == "other arrays":
+        np.savez_compressed(file, photo=np.ones(3), other="text")
+    else:
+        file.write_text("no arrays")
+    assert "1 of 3" in refusal(script.main, ["--resume", str(run)])
+    assert file.read_bytes() == good
+
+
 def test_a_class_that_is_not_seen_is_said(trained, photos, tmp_path, monkeypatch, capsys):
     """No area is reported as enough, and a warning says why."""
     command = ["--model", str(trained), "--image", str(photos / "ant.png"), "--iterations", "1"]

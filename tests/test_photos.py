@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,11 +20,14 @@ from common.photos import (
     find_photos,
     load_arguments,
     name_photos,
+    predict,
     read_photo,
+    read_records,
     report_failures,
     save_arguments,
     say,
 )
+from common.run import replacing
 from tests.helpers import POSIX, refusal
 from tests.processes import group, wait
 
@@ -131,6 +135,27 @@ def test_a_nearly_black_photo_costs_a_warning(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("logit", [float("nan"), float("inf")])
+def test_a_photo_without_an_answer_is_named(logit):
+    """By its name and the network's; the photos beside it have one."""
+
+    def network(x):
+        return torch.tensor([[0.0, 1.0], [0.0, logit]])[: len(x)]
+
+    classifier = make_classifier()._replace(network=network, name="mine")
+    x = torch.zeros(2, 3, 32, 32)
+    message = refusal(predict, classifier, x, ["good.png", "bad.png"])
+    assert "bad.png" in message
+    assert "mine" in message
+    assert predict(classifier, x[:1], ["good.png"]).sum() == 1
+
+
+def test_what_is_said_is_plain(capsys):
+    """A terminal obeys what it is sent: names of files and classes may hold anything."""
+    say("\x1b[2J\x9b\u202e" + os.fsdecode(b"\xff") + "é猫")
+    assert capsys.readouterr().out == "\\x1b[2J\\x9b\\u202e\\udcffé猫\n"
+
+
 # ------------------------------------------------------------------------------------ name_photos
 
 
@@ -168,7 +193,8 @@ def describe(pairs):
     for photo, _ in pairs:
         if "bad" in photo:
             raise UserError(f"{photo} is not a readable picture")
-    return [{"path": photo, "stem": stem} for photo, stem in pairs]
+    rest = {"target": 0, "class_name": "a", "probability": 0.5, "seconds": 1, "evaluations": 1}
+    return [{"path": photo, "stem": stem, **rest} for photo, stem in pairs]
 
 
 def list_records(folder):
@@ -214,6 +240,74 @@ def test_what_is_done_is_not_done_again(folder):
         seen.clear()
         explain_photos(["a/x", "b/x"], folder, explain)
         assert seen == [("a/x", "x")]
+
+
+def write_and_describe(folder, pairs):
+    """Explain photos: leave a file in the folder and in a folder in it."""
+    for _, stem in pairs:
+        for name in (f"{stem}_panel.png", f"maps/{stem}.npz"):
+            with replacing(folder / name) as part:
+                part.write_text(stem)
+    return describe(pairs)
+
+
+@pytest.mark.parametrize("name", ["x_panel.png", "maps/x.npz"])
+@pytest.mark.parametrize("damage", ["lost", "cut", "changed", "a folder"])
+def test_a_photo_whose_files_are_damaged_is_done_again(damage, name, folder, capsys):
+    """It alone, and a line names the file; names that begin alike aren't mixed up."""
+    (folder / "maps").mkdir()
+    photos = ["a/x", "b/x", "x_panel"]
+    explain_photos(photos, folder, partial(write_and_describe, folder))
+    file = folder / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "a folder":
+        file.mkdir()
+    elif damage != "lost":
+        file.write_bytes(content[:-1] if damage == "cut" else b"y")
+    seen = []
+
+    def explain(pairs):
+        seen.extend(pairs)
+        if file.is_dir():
+            file.rmdir()
+        return write_and_describe(folder, pairs)
+
+    records, _ = explain_photos(photos, folder, explain)
+    assert seen == [("a/x", "x")]
+    assert len(records) == 3
+    assert file.read_bytes() == content
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(file) in line
+
+
+@POSIX
+@pytest.mark.parametrize(
+    "change",
+    [{"files": {"../secret": 0}}, {"files": {"/etc/passwd": 0}}, {"files": 5}, {"path": 5},
+     {"target": None}, {"probability": "high"}, {"probability": 10**400}, {"class_name": ["a"]},
+     {"panel": "../../x.png"}, {"panel": 7}, {"seconds": float("nan")}],
+    ids=str,
+)  # fmt: skip
+def test_records_are_anybodys(change, folder):
+    """What a script couldn't use, and what lies elsewhere, is done again."""
+    explain_photos(["x"], folder, describe)
+    file = folder / "records" / "x.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    seen = []
+    explain_photos(["x"], folder, lambda pairs: seen.extend(pairs) or describe(pairs))
+    assert seen == [("x", "x")]
+
+
+@POSIX
+def test_a_pipe_in_place_of_a_record_is_not_waited_for(folder):
+    """Nor for one of arguments, which might never be filled either."""
+    explain_photos(["x"], folder, describe)
+    for name in ("x.json", "arguments.txt"):
+        (folder / "records" / name).unlink()
+        os.mkfifo(folder / "records" / name)
+    assert str(folder) in refusal(load_arguments, folder, "s")
+    assert read_records(folder)[0] == {}
 
 
 def test_an_interruption_keeps_what_is_done(folder):

@@ -115,7 +115,12 @@ def gan(tmp_path):
     generator, _ = train_dcgan.make_networks(Namespace(**args), 1, 2)
     for weights in generator.parameters():  # their samples would all be grey
         torch.nn.init.normal_(weights)
-    state = {"script": "train_dcgan", "args": args, "shape": [8, 1, 28, 28], "classes": ["a", "b"]}
+    state = {
+        "script": "train_dcgan",
+        "args": args,
+        "shape": [8, 1, 28, 28],
+        "class_counts": {"a": 1, "b": 1},
+    }
     save_checkpoint(folder / "checkpoint.pt", state | {"ema": generator.state_dict()})
     return folder
 

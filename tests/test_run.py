@@ -1,23 +1,29 @@
 """The run folder: files whole or absent, checkpoints never executed, and how a script ends."""
 
 import argparse
+import csv
 import json
 import os
 import pickle
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
-from common.errors import Interrupted, UserError, exit_code, interruptible, number
+from common.errors import SIGNALS, Interrupted, UserError, exit_code, interruptible, number
 from common.run import (
+    FORMS,
     load_checkpoint,
     open_run,
+    read_text,
     replacing,
     restore,
     resume_args,
@@ -26,6 +32,7 @@ from common.run import (
     write_metrics,
 )
 from tests.helpers import POSIX, assert_same, refusal
+from tests.hostile import CLAIMS, ODD
 from tests.processes import fork, wait, wait_for
 
 # ------------------------------------------------------------------------------------- open_run
@@ -65,6 +72,35 @@ def test_resume_takes_up_the_folder(tmp_path):
     assert open_run("s", resume=str(tmp_path / "checkpoint.pt")) == tmp_path  # in one process: fine
     left = {file.name for file in tmp_path.rglob("*") if file.is_file()}
     assert left == {"checkpoint.pt", ".notes", ".lock"}
+
+
+@POSIX
+@pytest.mark.parametrize("target", ["victim", "gone", "folder"])
+@pytest.mark.parametrize("name", [".lock", "samples", "records", "tensorboard/a/b", "a pipe"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_folder_with_links_is_refused(resumed, name, target, tmp_path):
+    """Somebody else's run, unpacked: nothing outside is written, emptied or made."""
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    run = tmp_path / "run"
+    (run / name).parent.mkdir(parents=True)
+    if name == "a pipe":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to(tmp_path / target)
+    before = {path: path.lstat() for path in tmp_path.rglob("*") if path.parent != run}
+    assert str(run) in refusal(open_run, "s", **{"resume" if resumed else "out": run})
+    after = {path: path.lstat() for path in tmp_path.rglob("*") if path.parent != run}
+    assert after == before
+
+
+def test_a_lock_is_never_emptied(tmp_path):
+    """A second name of another file, as an archive may hold one, isn't known by its kind."""
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "run").mkdir()
+    os.link(tmp_path / "victim", tmp_path / "run" / ".lock")
+    assert ".lock" in refusal(open_run, "s", resume=tmp_path / "run")
+    assert (tmp_path / "victim").read_text() == "mine"
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -139,6 +175,16 @@ def test_a_deleted_folder_is_not_made_anew(tmp_path):
     """Half of a run, without its beginning, would be worse than none."""
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "gone" / "a.txt"):
         pass
+
+
+def test_csv_holds_no_formulas(tmp_path):
+    """A spreadsheet executes what begins like one, also in the header; numbers stay numbers."""
+    names = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "plain"]
+    write_csv(tmp_path / "a.csv", [{"=path": name, "gap": -0.5} for name in names])
+    with open(tmp_path / "a.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["'=path", "gap"]
+    assert rows == [[f"'{name}", "-0.5"] for name in names[:-1]] + [["plain", "-0.5"]]
 
 
 def test_csv(tmp_path, full_disk):
@@ -286,6 +332,42 @@ def test_the_checkpoint_of_another_script_or_version_is_refused(tmp_path):
     assert "'history'" in refusal(lambda: state["history"])
 
 
+@pytest.mark.parametrize("name", CLAIMS)
+def test_what_claims_to_be_large_costs_nothing(name, tmp_path):
+    """Files of a few kB, whose contents would take hours or all memory, or aren't ours."""
+    torch.save({"script": "train", "entry": CLAIMS[name]}, tmp_path / "checkpoint.pt")
+    began = time.process_time()
+    assert "readable checkpoint" in refusal(load_checkpoint, tmp_path, "train")
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_entries_of_other_types_are_refused(name, tmp_path):
+    """Whoever wrote a checkpoint: what isn't refused is what the scripts can read."""
+    tensors = [torch.ones(2), [torch.ones(2)]]
+    for value in [*tensors, *(value for value in ODD if value != 10**400)]:  # which isn't pickled
+        torch.save({"script": "train"} | {name: value}, tmp_path / "checkpoint.pt")
+        try:
+            state = load_checkpoint(tmp_path, "train")
+        except UserError:
+            continue
+        assert FORMS[name](state[name])
+        assert not torch.is_tensor(state[name])
+
+
+@POSIX
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_no_pipe_or_device_is_read(kind, tmp_path):
+    """One would wait for ever, or never end."""
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "checkpoint.pt")
+    else:
+        (tmp_path / "checkpoint.pt").symlink_to("/dev/zero")
+    assert str(tmp_path) in refusal(load_checkpoint, tmp_path, "train")
+    with pytest.raises(OSError, match="no file"):
+        read_text(tmp_path / "checkpoint.pt")
+
+
 class Evil:
     """Creates a folder when it is unpickled."""
 
@@ -357,6 +439,18 @@ def test_resume_keeps_the_settings():
 def test_resume_refuses_another_experiment(argv, name):
     """A setting that the weights depend on can't change half-way."""
     assert f"--{name}" in refusal(lambda: resume(*argv, amp=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", 0), ("epochs", True), ("epochs", 5.0), ("epochs", "5"), ("epochs", None),
+     ("epochs", [5]), ("lr", "0.1"), ("lr", float("nan")), ("lr", torch.ones(1)), ("lr", {}),
+     ("amp", 1), ("amp", None), ("amp", "yes"), ("resume", 3), ("resume", "a\0b"),
+     ("unknown", 1), ("help", True)],
+)  # fmt: skip
+def test_resume_reads_saved_settings_as_strictly_as_typed_ones(name, value):
+    """Types, ranges and names: a run's arguments may be anybody's."""
+    assert f"{name} = " in refusal(lambda: resume(**{name: value}))
 
 
 def test_resume_still_checks_what_is_typed(capsys):
@@ -438,6 +532,43 @@ def test_exit_codes(ending, code, words, capsys):
     assert error.count("\n") == bool(words)
 
 
+@POSIX
+@pytest.mark.parametrize("kind", ["closed", "full"])
+def test_a_run_goes_on_without_stderr(kind, monkeypatch):
+    """`2>&-`, or a full disk: progress bars and warnings are lost, and nothing else."""
+    done = []
+
+    def main():
+        for _ in tqdm(range(3)):
+            print("warning: " + "x" * 10_000, file=sys.stderr)
+        sys.stderr.flush()
+        done.append(True)
+
+    stream = open("/dev/full", "w") if kind == "full" else None  # noqa: SIM115 (of this test)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert exit_code(main) == 0
+    assert done
+
+
+def test_a_restart_by_torchrun_goes_on(tmp_path, monkeypatch):
+    """--max-restarts types the same command again: it becomes the --resume of its own run."""
+    run = str(tmp_path)
+    seen = []
+    for count, argv, more in (
+        ("0", ["--out", run], []),
+        ("1", ["--epochs", "3"], []),  # in a folder by date and time
+        ("1", ["--out", run], ["--resume", run]),
+        ("1", [f"--out={run}"], ["--resume", run]),
+        ("1", ["--resume", run], []),
+        ("1", ["--out", str(tmp_path / "new")], []),
+    ):
+        (tmp_path / "checkpoint.pt").touch()
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        monkeypatch.setattr(sys, "argv", ["s.py", *argv])
+        exit_code(lambda: seen.append(sys.argv[1:]))
+        assert seen.pop() == [*argv, *more]
+
+
 def test_a_bug_is_not_hidden():
     """What the user can't mend keeps its traceback, and --help its own end."""
     for error in (ZeroDivisionError(), RuntimeError("a shape"), SystemExit(0)):
@@ -450,12 +581,15 @@ def test_a_bug_is_not_hidden():
 
 
 @POSIX
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_in_one_line_that_says_how_to_go_on(signum, tmp_path):
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_signal_ends_in_one_line_that_says_how_to_go_on(begun, signum, tmp_path):
     """Also where a reader catches whatever a damaged file raises, and however often it comes."""
+    if begun:
+        (tmp_path / "checkpoint.pt").touch()
 
     def main():
-        with interruptible("stopped: go on with X"):
+        with interruptible("train", tmp_path):
             print("ready", flush=True)
             while True:
                 try:
@@ -469,15 +603,29 @@ def test_a_signal_ends_in_one_line_that_says_how_to_go_on(signum, tmp_path):
     for _ in range(3):
         os.kill(child, signum)
     assert wait(child) == 128 + signum
-    assert log.read_text() == "ready\nstopped: go on with X\n"
+    _, line = log.read_text().splitlines()
+    assert line.startswith("stopped")
+    # Before the first checkpoint there is nothing that --resume could go on with.
+    assert (f"python train.py --resume {tmp_path}" in line) == begun
 
 
-def test_a_second_signal_cuts_nothing_short():
+@POSIX
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    """As nohup, and a shell in the background, want it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible("train", tmp_path):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_cuts_nothing_short(tmp_path):
     """Some schedulers send it to the process and to its group: half files are removed still."""
     removed = []
 
     def work():
-        with interruptible("stopped"):
+        with interruptible("s", tmp_path):
             try:
                 signal.raise_signal(signal.SIGINT)
             finally:
@@ -490,10 +638,20 @@ def test_a_second_signal_cuts_nothing_short():
     assert removed
 
 
-def test_signals_mean_what_they_meant_before():
+def test_ctrl_c_before_there_is_a_run_is_one_line():
+    """While torch is imported; what is no Ctrl-C keeps its traceback."""
+    for error, lines in (("KeyboardInterrupt", 1), ("ZeroDivisionError", 4)):
+        command = [sys.executable, "-c", f"import common\nraise {error}"]
+        root = Path(__file__).resolve().parent.parent
+        found = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        assert found.returncode != 0
+        assert len(found.stderr.splitlines()) == pytest.approx(lines, abs=lines // 4)
+
+
+def test_signals_mean_what_they_meant_before(tmp_path):
     """After the block Ctrl-C works as ever, also when the block failed."""
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(ZeroDivisionError), interruptible("stopped"):
+    with pytest.raises(ZeroDivisionError), interruptible("s", tmp_path):
         raise ZeroDivisionError
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
