@@ -52,7 +52,7 @@ from common.errors import (
     positive_int,
     seed_int,
 )
-from common.fast import captured, speed_up_linear
+from common.fast import captured, set_rate, speed_up_linear
 from common.fid import SAMPLES, SCORES, Scorer
 from common.images import add_caption, open_picture, plot_curves, save_gif, save_png, to_grid
 from common.layers import make_layer
@@ -71,6 +71,7 @@ from common.run import (
 
 SCRIPT = Path(__file__).stem
 PRETRAINED = Path(__file__).parent / "pretrained/dcgan-emnist"
+WARM_UP = 300  # steps until the learning rate is whole
 COLUMNS = 8  # samples in a row of a grid
 LINE = 30  # characters in a line of --text
 GIF_PIXELS = 25_000_000  # of all frames together
@@ -180,10 +181,7 @@ class Discriminator(nn.Module):
             *linear_layer(maps[-1] * core**2, c1024, nn.LeakyReLU(0.2, inplace=True), linear_bn),
         )
         self.last = nn.Linear(c1024, 1)  # a logit: the sigmoid is in the loss, where it is stable
-        self.embed = None
-        if classes:
-            self.embed = nn.Embedding(classes, c1024)
-            nn.init.normal_(self.embed.weight, 0.0, 0.02)
+        self.embed = nn.Embedding(classes, c1024) if classes else None
 
     def forward(self, images, labels=None):
         """Return a logit, (N, 1): large for data, of class ``labels``, (N,), if D knows classes."""
@@ -204,6 +202,9 @@ def init_weights(module):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        # In G the noise speaks first: else G draws each class one way only.
+        nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         nn.init.normal_(module.weight, 1.0, 0.02)
 
@@ -300,6 +301,20 @@ def update_ema(ema, generator, share):
             mean.lerp_(value, share)
 
 
+def warm_up(optimizers, seen, args):
+    """Set the learning rate of a step: in a straight line up to its whole, after WARM_UP steps.
+
+    BatchNorm makes a layer's output independent of the size of its weights, which begin small: at
+    the whole rate the first steps would turn them about, and some seeds never recover.
+
+    :param tuple optimizers: of G's parameters, and of D's
+    :param int seen: how many steps there were before
+    :param argparse.Namespace args: lr, d_lr, width, optimizer
+    """
+    for optimizer, rate in zip(optimizers, learning_rates(args), strict=True):
+        set_rate(optimizer, rate * min(1, (seen + 1) / WARM_UP))
+
+
 def train(generator, discriminator, ema, optimizers, data, args, epoch):
     """Train for one epoch.
 
@@ -339,6 +354,7 @@ def train(generator, discriminator, ema, optimizers, data, args, epoch):
 
     step = captured(step, device, optimizers)
     for i in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=rank > 0 or None):
+        warm_up(optimizers, seen[i], args)
         first = (i * world + rank) * args.batch_size
         z = draw_z(args.batch_size, args, rng)
         step(order[first : first + args.batch_size], z, shares[i])
@@ -518,7 +534,9 @@ def get_parser():
     group.add_argument("--optimizer", default="adam", choices=("adam", "sgd"),
                        help="adam, or SGD with Nesterov momentum 0.9 (default: %(default)s)")
     group.add_argument("--lr", type=positive_float,
-                       help="learning rate (default: 5e-4 / width for adam, 0.01 for sgd)")
+                       help="learning rate of G (default: 5e-4 / width for adam, 0.01 for sgd)")
+    group.add_argument("--d-lr", type=positive_float,
+                       help="learning rate of D (default: half of --lr for adam, --lr for sgd)")
     group.add_argument("--ema", type=number(float, 0, 0.99999), default=0.999,
                        help="decay of the moving average of G that is sampled; 0 for G itself "
                             "(default: %(default)s)")
@@ -556,15 +574,32 @@ def get_parser():
 # fmt: on
 
 
-def make_optimizer(network, args):
-    """Make the optimizer of one network: Adam with the paper's momentum, or SGD."""
+def learning_rates(args):
+    """Return the learning rates of G and of D.
+
+    Adam moves each weight by the same step, and a unit's output by the steps of all its inputs: the
+    wider a network is, the smaller they must be. D learns at half of G's rate (two time scales,
+    Heusel et al. 2017, arXiv 1706.08500, here in the other direction), or it wins on little data.
+    """
     if args.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), args.lr or 0.01, momentum=0.9, nesterov=True)
-    # Fused: one pass over the weights instead of a dozen, on a CPU too.
-    # A unit's output moves by as much as its weights together: the more inputs it has, the smaller
-    # the step of each.
-    lr = args.lr or 5e-4 / args.width
-    return torch.optim.Adam(network.parameters(), lr, betas=(0.5, 0.999), fused=True)
+        rate = args.lr or 0.01
+        return rate, args.d_lr or rate
+    rate = args.lr or 5e-4 / args.width
+    return rate, args.d_lr or rate / 2
+
+
+def make_optimizers(networks, args):
+    """Make the optimizers of G and D: Adam with the paper's momentum, or SGD."""
+    optimizers = []
+    for network, rate in zip(networks, learning_rates(args), strict=True):
+        weights = network.parameters()
+        # Fused: one pass over the weights instead of a dozen, on a CPU too.
+        if args.optimizer == "sgd":
+            optimizer = torch.optim.SGD(weights, rate, momentum=0.9, nesterov=True, fused=True)
+        else:
+            optimizer = torch.optim.Adam(weights, rate, betas=(0.5, 0.999), fused=True)
+        optimizers.append(optimizer)
+    return tuple(optimizers)
 
 
 def load_data(args, train=True):
@@ -742,7 +777,7 @@ def main(argv=None):
             network.to(memory_format=layout)
     init_brightness(generator, images)
     ema = copy.deepcopy(generator)
-    optimizers = (make_optimizer(generator, args), make_optimizer(discriminator, args))
+    optimizers = make_optimizers((generator, discriminator), args)
     fixed_z = draw_z(64, args, make_rng("cpu", args.seed)).to(device)
     parts = {"generator": generator, "discriminator": discriminator, "ema": ema,
              "g_optimizer": optimizers[0], "d_optimizer": optimizers[1]}  # fmt: skip

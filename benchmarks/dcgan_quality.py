@@ -39,7 +39,7 @@ from common.run import replacing
 
 RECIPES = {
     "post": "--optimizer sgd --lr 0.01 --batch-size 64 --ema 0",
-    "examples": "--optimizer adam --lr 2e-4 --batch-size 64 --ema 0",
+    "examples": "--optimizer adam --lr 2e-4 --d-lr 2e-4 --batch-size 64 --ema 0",
     "ours": "",
     "labels": "--conditional",
 }
@@ -107,7 +107,7 @@ def measure(recipe, args, data, scorer, marks):
         network.to(device)
     generator = networks[0]
     ema = copy.deepcopy(generator)
-    optimizers = [train_dcgan.make_optimizer(network, args) for network in networks]
+    optimizers = train_dcgan.make_optimizers(networks, args)
     counts = torch.bincount(data.labels, minlength=len(data.classes)).cpu()
     rows = []
     seconds = 0.0
@@ -115,6 +115,8 @@ def measure(recipe, args, data, scorer, marks):
     last = 0
     began = time.perf_counter()
     for step, (real, labels, z) in enumerate(draw_batches(data, args)):
+        if recipe not in ("post", "examples"):
+            train_dcgan.warm_up(optimizers, step, args)
         sums += train_dcgan.train_step(*networks, optimizers, real, labels, z, args.amp)
         share = 1 - min(args.ema, (1 + step) / (10 + step))
         train_dcgan.update_ema(ema, generator, share)
@@ -140,10 +142,16 @@ def measure(recipe, args, data, scorer, marks):
 def measure_once(folder, recipe, flags, data, scorer, marks):
     """Read what :func:`measure` found with the same settings, or call it and keep what it finds."""
     args = train_dcgan.get_parser().parse_args(flags)
-    optimizer = train_dcgan.make_optimizer(nn.Linear(1, 1), args).defaults
+    optimizers = train_dcgan.make_optimizers((nn.Linear(1, 1), nn.Linear(1, 1)), args)
     options = {name: getattr(args, name) for name in MATTERS}
-    options["lr"] = optimizer["lr"]
-    settings = {"args": options, "optimizer": optimizer, "marks": marks, "floor": scorer.floor}
+    defaults = [optimizer.defaults for optimizer in optimizers]
+    settings = {
+        "args": options,
+        "optimizers": defaults,
+        "warm_up": train_dcgan.WARM_UP,
+        "marks": marks,
+        "floor": scorer.floor,
+    }
     settings = json.loads(json.dumps(settings))  # as a file gives it back
     file = folder / f"{recipe.replace(' ', '')}-{args.width:g}-{args.seed}.json"
     if file.is_file():

@@ -125,7 +125,7 @@ def our_loop(images, args, device, change=None):
             network.to(memory_format=torch.contiguous_format)
     if change == "D not frozen for G":
         discriminator.requires_grad_ = lambda _: discriminator
-    optimizers = [train_dcgan.make_optimizer(network, args) for network in networks]
+    optimizers = train_dcgan.make_optimizers(networks, args)
     if change == "unfused Adam":
         for optimizer in optimizers:
             optimizer.param_groups[0]["fused"] = False

@@ -74,7 +74,7 @@ def test_ours_is_what_the_script_trains(recipe, flags, data):
     generator, discriminator = train_dcgan.make_networks(args, 1, 3)
     train_dcgan.init_brightness(generator, data.images)
     ema = copy.deepcopy(generator)
-    optimizers = [train_dcgan.make_optimizer(n, args) for n in (generator, discriminator)]
+    optimizers = train_dcgan.make_optimizers((generator, discriminator), args)
     for epoch in (1, 2):
         train_dcgan.train(generator, discriminator, ema, optimizers, data, args, epoch)
     train_dcgan.score(ema, scorer, [28, 28, 28], args)
@@ -116,9 +116,7 @@ def test_a_run_is_measured_once(data, tmp_path, monkeypatch):
     assert once() == once() == [{"fid": 1.0}]
     assert once("--ema", "0") == [{"fid": 2.0}]
     assert once("--ema", "0", marks=(320,)) == [{"fid": 3.0}]
-    monkeypatch.setattr(
-        train_dcgan, "make_optimizer", lambda model, _: torch.optim.SGD(model.parameters(), lr=7)
-    )  # another default learning rate
+    monkeypatch.setattr(train_dcgan, "WARM_UP", 7)
     assert once("--ema", "0", marks=(320,)) == [{"fid": 4.0}]
 
 

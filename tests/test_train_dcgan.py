@@ -29,7 +29,7 @@ from tests.processes import train_together
 # Small and quick: 2 batches of 16 glyphs an epoch, networks of a sixteenth of the width.
 # The learning rate is high, so that 6 steps make samples that differ.
 TINY = ["--dataset", "glyphs", "--glyphs", "32", "--batch-size", "16", "--width", "0.0625",
-        "--lr", "0.02"]  # fmt: skip
+        "--lr", "6", "--d-lr", "6"]  # fmt: skip
 
 
 def run(folder, *options, data):
@@ -273,8 +273,8 @@ def test_train_step_is_the_straightforward_one(name, dtype, option):
     args = get_args("--width", "0.25", "--lr", "1e-3", "--optimizer", name, option)
     networks = make_networks(args)
     plain = []
-    optimizers = []
     plain_optimizers = []
+    args.d_lr = args.lr
     for network in networks:
         network.to(dtype)
         twin = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
@@ -282,13 +282,13 @@ def test_train_step_is_the_straightforward_one(name, dtype, option):
             if isinstance(module, nn.Linear):
                 module.__class__ = nn.Linear
         plain.append(twin)
-        optimizers.append(train_dcgan.make_optimizer(network, args))
         if name == "adam":
             optimizer = torch.optim.Adam(twin.parameters(), 1e-3, (0.5, 0.999), fused=False)
         else:
             optimizer = torch.optim.SGD(twin.parameters(), 1e-3, momentum=0.9, nesterov=True)
         plain_optimizers.append(optimizer)
     before = [copy.deepcopy(network) for network in networks]
+    optimizers = train_dcgan.make_optimizers(networks, args)
 
     rng = torch.Generator().manual_seed(0)
     for _ in range(2):
@@ -310,7 +310,7 @@ def test_discriminator_is_frozen_while_the_generator_learns(monkeypatch):
     """D's gradients are those of its own loss, and it can learn again afterwards."""
     args = get_args()
     generator, discriminator = make_networks(args)
-    optimizers = [train_dcgan.make_optimizer(n, args) for n in (generator, discriminator)]
+    optimizers = train_dcgan.make_optimizers((generator, discriminator), args)
     seen = []
 
     def spy(model):
@@ -351,7 +351,7 @@ def train_some(images, epochs, *words):
     args = get_args(*words)
     generator, discriminator = make_networks(args)
     ema = copy.deepcopy(generator)
-    optimizers = [train_dcgan.make_optimizer(n, args) for n in (generator, discriminator)]
+    optimizers = train_dcgan.make_optimizers((generator, discriminator), args)
     labels = torch.arange(len(images)) % 5
     data = Dataset("noise", images, labels, list("abcde"))
     rows = [
@@ -424,10 +424,11 @@ def test_a_step_reads_no_more_than_its_arguments(options, monkeypatch):
     assert [row["d_loss"] for row in plain[3]] == [row["d_loss"] for row in replayed[3]]
 
 
-def test_discriminator_learns_to_tell_64_images_apart(data):
+def test_discriminator_learns_to_tell_64_images_apart(data, monkeypatch):
     """Overfit: on 64 images D's loss leaves chance, 2 log 2, although G learns as fast."""
     images = load_dataset("glyphs", data, glyphs=64).images
-    rows = train_some(images, 25, "--width", "0.125", "--lr", "1e-3")[-1]
+    monkeypatch.setattr(train_dcgan, "WARM_UP", 1)
+    rows = train_some(images, 25, "--width", "0.125", "--lr", "1e-3", "--d-lr", "1e-3")[-1]
     d_loss = np.array([row["d_loss"] for row in rows])
     told_apart = np.array([row["d_real"] - row["d_fake"] for row in rows])
     assert d_loss[0] == pytest.approx(2 * np.log(2), abs=0.05)
@@ -576,18 +577,29 @@ def test_variants_run(options, data, tmp_path):
 
 
 def test_default_learning_rates():
-    """Adam's is 5e-4 / width, with the paper's momentum 0.5, SGD's 0.01; --lr overrules both."""
+    """Adam's is 5e-4 / width and half of it, with the paper's momentum 0.5; SGD's is 0.01."""
     parser = train_dcgan.get_parser()
-    layer = nn.Linear(1, 1)
-    for words, rate in (
-        ("", 5e-4),
-        ("--width 0.25", 2e-3),
-        ("--optimizer sgd", 0.01),
-        ("--lr 0.3", 0.3),
+    layers = nn.Linear(1, 1), nn.Linear(1, 1)
+    for words, *rates in (
+        ("", 5e-4, 2.5e-4),
+        ("--width 0.25", 2e-3, 1e-3),
+        ("--optimizer sgd", 0.01, 0.01),
+        ("--lr 0.3", 0.3, 0.15),
+        ("--lr 0.3 --d-lr 0.2", 0.3, 0.2),
     ):
-        optimizer = train_dcgan.make_optimizer(layer, parser.parse_args(words.split()))
-        assert optimizer.defaults["lr"] == rate
-        assert optimizer.defaults.get("betas", (0.5, 0.999)) == (0.5, 0.999)
+        optimizers = train_dcgan.make_optimizers(layers, parser.parse_args(words.split()))
+        assert [optimizer.defaults["lr"] for optimizer in optimizers] == rates
+        assert all(o.defaults.get("betas", (0.5, 0.999)) == (0.5, 0.999) for o in optimizers)
+
+
+def test_the_learning_rate_climbs():
+    """In a straight line, over 300 steps, for both networks; then it stays."""
+    args = get_args("--lr", "0.3", "--d-lr", "0.1")
+    optimizers = train_dcgan.make_optimizers((nn.Linear(1, 1), nn.Linear(1, 1)), args)
+    for seen, share in ((0, 1 / 300), (149, 0.5), (299, 1), (5000, 1)):
+        train_dcgan.warm_up(optimizers, seen, args)
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        assert rates == pytest.approx([0.3 * share, 0.1 * share])
 
 
 def test_warns_when_the_discriminator_has_won(capsys):
