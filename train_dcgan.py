@@ -766,7 +766,6 @@ def main(argv=None):
     if args.conditional and len(data.classes) < 2:
         raise UserError(f"{args.data_dir} has one class only: leave out --conditional")
     counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist()
-    tell_steps(count_steps(data, args), args)
 
     generator, discriminator = make_networks(args, images.shape[1], len(data.classes))
     # cuDNN is faster in float32 with channels first.
@@ -803,6 +802,7 @@ def main(argv=None):
         if first > args.epochs + 1:
             raise UserError(f"{args.resume} has {first - 1} epochs: ask for more --epochs")
 
+    tell_steps(count_steps(data, args), args)
     folder = open_run(SCRIPT, args.out, args.resume)
     if is_first():
         (folder / "samples").mkdir(exist_ok=True)
@@ -852,6 +852,8 @@ def main(argv=None):
     some = images[:: len(images) // 64 or 1][:64]
     save_png(folder / "data.png", to_grid(some / 255, COLUMNS))
     plot_curves(folder / "losses.png", history, PANELS, {"fid": floor} if floor else None)
+    picture = test(ema, fixed_z, len(data.classes), args, args.epochs)
+    save_png(folder / f"samples/epoch_{args.epochs:03d}.png", picture)  # should it be lost
     shown = choose_frames(args.epochs, picture.shape[0] * picture.shape[1])
     files = [folder / f"samples/epoch_{epoch:03d}.png" for epoch in shown]
     save_gif(folder / "epochs.gif", [np.asarray(open_picture(f)) for f in files if f.is_file()])
