@@ -44,6 +44,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -52,12 +53,19 @@ from common.device import fit_memory, is_first, make_rng, set_up
 from common.errors import UserError, exit_code, interruptible, number, positive_int, seed_int
 from common.images import (
     add_caption,
+    add_title,
     contact_sheet,
-    save_figure,
+    gaussian_blur,
+    get_font,
+    lay_over,
+    magnify,
     save_gif,
     save_png,
+    side_by_side,
+    to_colours,
     to_grey,
     to_line,
+    to_pixels,
 )
 from common.networks import check_classifier, eval_mode, load_weights
 from common.photos import (
@@ -216,10 +224,8 @@ def make_reference(kind, x, sigma, rng):
     :return: (N, C, H, W)
     :rtype: torch.Tensor
     """
-    from torchvision.transforms.v2.functional import gaussian_blur
-
     if kind == "blur":
-        return gaussian_blur(x, 2 * int(3 * sigma) + 1, sigma)
+        return gaussian_blur(x, sigma)
     mean = x.mean((2, 3), keepdim=True).expand_as(x)
     if kind == "mean":
         return mean
@@ -617,69 +623,95 @@ def write_pictures(folder, stem, x, answer, record):
     :param dict record: of metrics.json
     """
     mask = answer.mask.cpu()
+    deleted = 1 - mask
     photo = x.cpu()
     perturbed = answer.picture.cpu()
-    shape = (*mask.shape, 3)
     save_png(folder / f"{stem}_mask.png", to_grey(mask))
-    as_rgb = np.broadcast_to(perturbed.permute(1, 2, 0).numpy(), shape)
+    as_rgb = np.broadcast_to(perturbed.permute(1, 2, 0).numpy(), (*mask.shape, 3))
     save_png(folder / f"{stem}_perturbed.png", as_rgb)
-    save_png(folder / f"{stem}_overlay.png", lay_over(photo, 1 - mask))
-    draw_panel(folder / f"{stem}_panel.png", photo, mask, perturbed, record)
+    save_png(folder / f"{stem}_overlay.png", lay_over(photo, deleted))
+    draw_panel(folder / f"{stem}_panel.png", photo, deleted, perturbed / 255, record)
     with replacing(folder / f"{stem}.npz") as part:
-        np.savez_compressed(part, photo=photo.numpy(), mask=mask.numpy(),
-                            ranking=answer.ranking.cpu().numpy())  # fmt: skip
+        ranking = answer.ranking.cpu().numpy()
+        np.savez(part, photo=photo.numpy(), mask=mask.numpy(), ranking=ranking)
 
 
-def lay_over(photo, deleted):
-    """Lay what is deleted, (H, W), in colours over its photo, (C, H, W); both in [0, 1].
-
-    :return: uint8, (H', W', 3), of at least 224 pixels
-    :rtype: numpy.ndarray
-    """
-    import matplotlib
-
-    colours = matplotlib.colormaps["inferno"](deleted.numpy())[..., :3]
-    strength = deleted.sqrt().unsqueeze(2).numpy()
-    grey = (photo.mean(0) * 0.6 + 0.3).unsqueeze(2).numpy()
-    picture = ((strength * colours + (1 - strength) * grey) * 255).round().astype(np.uint8)
-    scale = max(1, 224 // picture.shape[0])
-    return picture.repeat(scale, 0).repeat(scale, 1)
-
-
-def draw_panel(path, photo, mask, perturbed, record):
+def draw_panel(path, photo, deleted, perturbed, record):
     """Draw the photo, what was deleted from it, what is left, and probability against area.
 
     :param pathlib.Path path: the PNG file
     :param torch.Tensor photo: (C, H, W), in [0, 1]
-    :param torch.Tensor mask: m, (H, W), in [0, 1]
-    :param torch.Tensor perturbed: uint8, (C, H, W)
+    :param torch.Tensor deleted: 1 - m, (H, W), in [0, 1]
+    :param torch.Tensor perturbed: (C, H, W), in [0, 1]
     :param dict record: of metrics.json: class_name, probability, probability_after, area, curve
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.2, 3.3), layout="constrained")
-    left, middle, right, chart = figure.subplots(1, 4)
     name = to_line(record["class_name"])
-    for axes, picture, title in (
-        (left, photo, f"{name}, {record['probability']:.1%}"),
-        (right, perturbed, f"{name}, {record['probability_after']:.2%}"),
-    ):
-        pixels = picture.permute(1, 2, 0).squeeze().numpy()
-        axes.imshow(pixels, cmap="gray", interpolation="nearest")
-        axes.set_title(title, fontsize=10, parse_math=False)  # a $ is a $
-        axes.axis("off")
-    image = middle.imshow(1 - mask.numpy(), cmap="inferno", vmin=0, vmax=1, interpolation="nearest")
-    bar = figure.colorbar(image, ax=middle, fraction=0.046, ticks=[0, 0.5, 1])
-    bar.set_label("deleted (1 − m)")
-    middle.set_title(f"{record['area']:.1%} deleted", fontsize=10)
-    middle.axis("off")
-    areas, probabilities = zip(*record["curve"], strict=True)
-    chart.plot(areas, probabilities, marker=".")
-    chart.plot(record["area"], record["probability_after"], "o", label="the mask shown")
-    chart.axhline(record["probability"], linestyle="--", color="grey", label="photo")
-    chart.set(xlabel="deleted area", ylabel="probability of the class", xlim=(0, 1), ylim=(0, 1))
-    chart.legend(fontsize=8)
-    save_figure(path, figure, dpi=100)
+    before = add_title(to_pixels(photo), f"{name}, {record['probability']:.1%}")
+    after = add_title(to_pixels(perturbed), f"{name}, {record['probability_after']:.2%}")
+    colours = magnify(to_colours(deleted).round().astype(np.uint8))
+    mask = add_title(np.hstack([colours, draw_key(len(colours))]), f"{record['area']:.1%} deleted")
+    save_png(path, side_by_side([before, mask, after, draw_chart(record)]))
+
+
+def draw_key(height):
+    """Draw what the colours of a mask mean, uint8, (height, 70, 3)."""
+    canvas = Image.new("RGB", (70, height), "white")
+    colours = to_colours(torch.linspace(1, 0, height).view(-1, 1)).round().astype(np.uint8)
+    canvas.paste(Image.fromarray(colours.repeat(12, 1)), (8, 0))
+    draw = ImageDraw.Draw(canvas)
+    for place, text, anchor in ((0, "deleted", "la"), (1, "kept", "ld")):
+        draw.text((25, place * height), text, "black", get_font(11), anchor)
+    return np.asarray(canvas)
+
+
+def draw_chart(record, width=330, height=270):
+    """Draw the class's probability against the deleted area, both from 0 to 1.
+
+    :param dict record: as in :func:`draw_panel`
+    :return: uint8, (height, width, 3)
+    :rtype: numpy.ndarray
+    """
+    fine = 3  # drawn that much larger, then averaged: Pillow's lines have steps
+    left, right, top, bottom = 52 * fine, (width - 14) * fine, 24 * fine, (height - 36) * fine
+    canvas = Image.new("RGB", (width * fine, height * fine), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = get_font(11 * fine)
+    blue, orange, grey = "#1f77b4", "#ff7f0e", "#7f7f7f"
+
+    def place(area, probability):
+        return left + area * (right - left), bottom - probability * (bottom - top)
+
+    def dot(x, y, radius, colour):
+        r = radius * fine
+        draw.ellipse([x - r, y - r, x + r, y + r], colour)
+
+    draw.rectangle([left, top, right, bottom], outline="black", width=fine)
+    for tick in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        x, y = place(tick, tick)
+        draw.line([x, bottom, x, bottom + 4 * fine], "black", fine)
+        draw.line([left - 4 * fine, y, left, y], "black", fine)
+        draw.text((x, bottom + 6 * fine), f"{tick:g}", "black", font, "ma")
+        draw.text((left - 6 * fine, y), f"{tick:g}", "black", font, "rm")
+    draw.text(((left + right) / 2, height * fine), "deleted area", "black", font, "md")
+    words = Image.new("L", (bottom - top, 14 * fine), 255)
+    ImageDraw.Draw(words).text((words.width / 2, 0), "probability of the class", 0, font, "ma")
+    canvas.paste(words.rotate(90, expand=True), (2 * fine, top))
+
+    for i in range(0, 50, 2):
+        dash = [*place(i / 50, record["probability"]), *place((i + 1) / 50, record["probability"])]
+        draw.line(dash, grey, fine)
+    curve = [place(area, probability) for area, probability in record["curve"]]
+    draw.line([x for point in curve for x in point], blue, 2 * fine, "curve")
+    for point in curve:
+        dot(*point, 2.5, blue)
+    dot(*place(record["area"], record["probability_after"]), 4.5, orange)
+
+    line = 10 * fine  # the middle of the line of words above the chart
+    dot(left + 6 * fine, line, 4.5, orange)
+    draw.text((left + 16 * fine, line), "the mask shown", "black", font, "lm")
+    draw.line([left + 130 * fine, line, left + 145 * fine, line], grey, fine)
+    draw.text((left + 150 * fine, line), "the photo", "black", font, "lm")
+    return np.asarray(canvas.reduce(fine))
 
 
 # ------------------------------------------------------------------------------------ the script

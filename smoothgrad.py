@@ -46,12 +46,16 @@ from common.device import fit_memory, is_first, make_rng, ranks, set_up
 from common.errors import UserError, exit_code, interruptible, number, positive_int, seed_int
 from common.images import (
     add_caption,
+    add_title,
     contact_sheet,
-    save_figure,
+    gaussian_blur,
+    lay_over,
     save_gif,
     save_png,
+    side_by_side,
     to_grey,
     to_line,
+    to_pixels,
 )
 from common.networks import check_classifier, eval_mode, load_weights
 from common.photos import (
@@ -357,18 +361,16 @@ def to_heatmap(values):
 
 def blur(x):
     """Blur images, (N, C, H, W), with a sigma of 10 pixels of 224: objects become unknowable."""
-    from torchvision.transforms.v2.functional import gaussian_blur
-
-    sigma = 10 / 224 * x.shape[-1]
-    return gaussian_blur(x, 2 * int(3 * sigma) + 1, sigma)
+    return gaussian_blur(x, 10 / 224 * x.shape[-1])
 
 
 @torch.no_grad()
-def deletion_test(network, x, target, heat, rng):
+def deletion_test(network, x, blurred, target, heat, rng):
     """Blur the top 10 % of a map's pixels away, and as many at random.
 
     :param torch.nn.Module network: from images to logits
     :param torch.Tensor x: the photo, (1, C, H, W)
+    :param torch.Tensor blurred: what :func:`blur` makes of it
     :param int target: the class
     :param torch.Tensor heat: the map, (H, W)
     :param torch.Generator rng: for the random pixels
@@ -381,7 +383,7 @@ def deletion_test(network, x, target, heat, rng):
     top = ranked.topk(round(TOP * ranked.shape[1]), dim=1).indices
     deleted = x.new_zeros(ranked.shape).scatter_(1, top, 1).view(-1, 1, *heat.shape)
     with eval_mode(network):
-        left = network(x + deleted * (blur(x) - x)).softmax(1)[:, target]
+        left = network(x + deleted * (blurred - x)).softmax(1)[:, target]
     return float(left[0]), float(left[1:].mean())
 
 
@@ -480,6 +482,7 @@ def explain_photo(classifier, args, folder, photo, stem, chunk):
     baseline = make_baseline(args.baseline, x, make_rng(x.device, args.seed, 1))
     lead = "  " if ranks()[1] == 1 else f"{photo}: "  # other processes print between our lines
 
+    blurred = blur(x)
     arrays = {"photo": x[0].cpu().numpy()}
     records, heats = [], []
     for noise in args.noise:
@@ -488,7 +491,7 @@ def explain_photo(classifier, args, folder, photo, stem, chunk):
         values = means.get(args.reduce if noise else "signed")  # one sample has no variance
         importance = over_channels(values)[0]
         rng = make_rng(x.device, args.seed, 2)
-        left, left_random = deletion_test(network, x, label, importance, rng)
+        left, left_random = deletion_test(network, x, blurred, label, importance, rng)
         reliability = float(means.reliability(args.reduce)) if noise else 1.0
         record = {"noise": noise, "samples": means.n, "reliability": reliability,
                   "probability_left": left, "probability_left_random": left_random}  # fmt: skip
@@ -507,9 +510,9 @@ def explain_photo(classifier, args, folder, photo, stem, chunk):
         if frames:
             save_gif(folder / f"{stem}_{name}.gif", frames, seconds=5)
     with replacing(folder / f"{stem}.npz") as part:
-        np.savez_compressed(part, **arrays)
-    heats = torch.stack(heats).cpu().numpy()
+        np.savez(part, **arrays)  # compressed, it takes longer than all pictures
     title = f"{classifier.classes[label]}, {probability:.1%}"
+    heats = torch.stack(heats).cpu()
     draw_panel(folder / f"{stem}_panel.png", x[0].cpu(), heats, records, title, args.method)
     points = args.steps if args.method == "integrated" else 1
     record = {
@@ -542,36 +545,27 @@ def draw_panel(path, photo, heats, records, title, method):
 
     :param pathlib.Path path: the PNG file
     :param torch.Tensor photo: (C, H, W), in [0, 1]
-    :param numpy.ndarray heats: maps in [0, 1], (maps, H, W)
+    :param torch.Tensor heats: maps in [0, 1], (maps, H, W)
     :param list[dict] records: of the maps, as in metrics.json
     :param str title: the class and its probability
     :param str method: name of the map without noise
     """
-    from matplotlib.figure import Figure
-
-    columns = len(heats) + 1
-    figure = Figure(figsize=(2.6 * columns, 6.1), layout="constrained")
-    figure.suptitle(to_line(title), fontsize=11, parse_math=False)  # a $ is a $
-    grid = figure.subplots(2, columns)
-    for axes in grid.flat:
-        axes.axis("off")
-    style = {"vmin": 0, "vmax": 1, "interpolation": "nearest"}
-    grey = photo.mean(0).numpy()
-    grid[0, 0].imshow(photo.permute(1, 2, 0).squeeze().numpy(), cmap="gray", **style)
-    grid[0, 0].set_title("photo", fontsize=10)
+    pixels = to_pixels(photo)
+    upper = [add_title(pixels, "photo")]
     words = "below: probability left\nwhen the top 10 %\nof pixels are blurred\n(random 10 %)"
-    grid[1, 0].text(0.5, 0.5, words, ha="center", va="center", fontsize=9)
-    for column, (heat, record) in enumerate(zip(heats, records, strict=True), 1):
+    white = np.full_like(pixels[len(pixels) // 2 :], 255)
+    lower = [add_title(white, words, below=True)]
+    for heat, record in zip(heats, records, strict=True):
         noisy = f"{record['noise'] * 100:g} % noise, n = {record['samples']}"
         trust = f"reliability {record['reliability']:.2f}"
         left = f"{record['probability_left']:.1%} ({record['probability_left_random']:.1%})"
-        grid[0, column].imshow(heat, cmap="gray", **style)
-        grid[0, column].set_title(noisy if record["noise"] else method, fontsize=10)
-        grid[1, column].imshow(grey * 0.6 + 0.3, cmap="gray", **style)
-        grid[1, column].imshow(heat, cmap="inferno", alpha=heat**0.5, **style)
+        upper.append(add_title(to_grey(heat), noisy if record["noise"] else method))
         worth = f"{left}\n{trust}" if record["noise"] else left
-        grid[1, column].set_title(worth, fontsize=8, y=-0.16)
-    save_figure(path, figure)
+        lower.append(add_title(lay_over(photo, heat), worth, below=True))
+    upper = side_by_side(upper)
+    gap = np.full_like(upper[:8], 255)
+    panel = np.concatenate([upper, gap, side_by_side(lower)])
+    save_png(path, add_title(panel, to_line(title), size=15))
 
 
 def to_row(record):

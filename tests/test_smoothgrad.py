@@ -390,7 +390,9 @@ def test_a_perfect_map_beats_chance_and_a_wrong_one_does_not():
     network = Corner()
 
     def delete(heat):
-        return deletion_test(network, CHECKERED, 1, heat, torch.Generator().manual_seed(0))
+        blurred = smoothgrad.blur(CHECKERED)
+        rng = torch.Generator().manual_seed(0)
+        return deletion_test(network, CHECKERED, blurred, 1, heat, rng)
 
     before = float(network(CHECKERED).softmax(1)[0, 1])
     assert before > 0.99
@@ -528,11 +530,11 @@ def test_noise_levels_that_look_alike_do_not_overwrite_each_other(run):
 @pytest.mark.parametrize("name", ["$x^ a $\\frac{1$", "猫\nline \udcff %s"])
 def test_a_panel_is_drawn(name, channels, tmp_path, recwarn):
     """For grey and colour, whatever the class is called; without a warning."""
-    heat = np.zeros((32, 32))
+    heat = torch.zeros(32, 32)
     heat[4:12, 20:28] = 1
     records = [{"noise": noise, "samples": 9, "reliability": 0.5, "probability_left": 0.1,
                 "probability_left_random": 0.8} for noise in (0, 0.1)]  # fmt: skip
-    heats = np.stack([heat, heat.T])
+    heats = torch.stack([heat, heat.T])
     photo = torch.rand(channels, 32, 32)
     smoothgrad.draw_panel(tmp_path / "x.png", photo, heats, records, name, "gradient")
     picture = iio.imread(tmp_path / "x.png")[..., :3].astype(int)
