@@ -51,6 +51,7 @@ from tqdm import tqdm
 from common.classifiers import find_class, load_classifier
 from common.device import fit_memory, is_first, make_rng, set_up
 from common.errors import UserError, exit_code, interruptible, number, positive_int, seed_int
+from common.fast import QuickAdam
 from common.images import (
     add_caption,
     add_title,
@@ -432,7 +433,7 @@ def make_optimizer(maps, settings):
         lr = settings.lr or 1.0
         return torch.optim.LBFGS(maps, lr, max_iter=5, line_search_fn="strong_wolfe")
     lr = settings.lr or LEARNING_RATES[settings.regularizer]
-    return torch.optim.Adam(maps, lr, betas=(0.8, 0.99))
+    return QuickAdam(maps, lr, betas=(0.8, 0.99))
 
 
 # --------------------------------------------------------------------------------------- the answer

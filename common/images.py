@@ -93,6 +93,11 @@ def open_photo(path):
     return picture
 
 
+def open_as_it_is(path):
+    """Open a picture of a library, which needs no second look; its profile isn't applied."""
+    return Image.open(path)
+
+
 def to_rgb(picture, profile=None):
     """Convert a picture of any mode to 8-bit sRGB.
 

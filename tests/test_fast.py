@@ -10,10 +10,44 @@ from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 
-from common.fast import NORMS, ConvReLU, FastLinear, fold, speed_up_linear, use_channels_last
+from common.fast import (
+    NORMS,
+    ConvReLU,
+    FastLinear,
+    QuickAdam,
+    fold,
+    speed_up_linear,
+    use_channels_last,
+)
 from tests.helpers import left_alone
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, summed in another order
+
+
+# ---------------------------------------------------------------------------------------- QuickAdam
+
+
+def test_adam_without_its_wrappers_is_adam():
+    """The same weights to the last bit, with a closure and a schedule, and no graph of the steps."""
+    found = []
+    for kind in (QuickAdam, torch.optim.Adam):
+        weights = torch.linspace(-1, 1, 5).requires_grad_()
+        optimizer = kind([weights], 0.5, betas=(0.8, 0.99))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+
+        def evaluate(optimizer=optimizer, weights=weights):
+            optimizer.zero_grad()
+            loss = weights.sin().mul(torch.arange(5)).sum()
+            loss.backward()
+            return loss
+
+        for _ in range(9):
+            assert optimizer.step(evaluate).requires_grad
+            schedule.step()
+        assert weights.is_leaf
+        assert torch.is_grad_enabled()
+        found.append(weights.detach())
+    assert torch.equal(*found)
 
 
 # --------------------------------------------------------------------------------------- FastLinear
