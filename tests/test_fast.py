@@ -28,7 +28,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, summed in another order
 
 
 def test_adam_without_its_wrappers_is_adam():
-    """The same weights to the last bit, with a closure and a schedule, and no graph of the steps."""
+    """The same weights to the last bit, with a closure and a schedule."""
     found = []
     for kind in (QuickAdam, torch.optim.Adam):
         weights = torch.linspace(-1, 1, 5).requires_grad_()
