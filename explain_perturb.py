@@ -51,7 +51,7 @@ from tqdm import tqdm
 from common.classifiers import find_class, load_classifier
 from common.device import fit_memory, is_first, make_rng, set_up
 from common.errors import UserError, exit_code, interruptible, number, positive_int, seed_int
-from common.fast import QuickAdam
+from common.fast import QuickAdam, captured
 from common.images import (
     add_caption,
     add_title,
@@ -255,13 +255,13 @@ def class_score(logits, target, score="odds", floor=0.02):
 class Draw(NamedTuple):
     """What is random in a step. The same for all photos, so that a batch changes no result.
 
-    ``shifts`` of the photo under the mask, [up, left] for each of P pictures, in pixels; ``areas``,
-    (P,); ``progress``, 1 in the last step.
+    ``shifts`` of the photo under the mask, up and left for each of P pictures, in pixels, (P, 2);
+    ``areas``, (P,); ``progress``, (), 1 in the last step.
     """
 
-    shifts: list
+    shifts: torch.Tensor
     areas: torch.Tensor
-    progress: float
+    progress: torch.Tensor
 
 
 class Game:
@@ -309,7 +309,7 @@ class Game:
         :rtype: Draw
         """
         on = {"generator": self.rng, "device": self.x.device}
-        shifts = torch.randint(self.jitter, (self.pictures, 2), **on).tolist()
+        shifts = torch.randint(self.jitter, (self.pictures, 2), **on)
         # From small to large on a logarithmic scale, an area from each stratum: small and large
         # ones have their turn in every step, and in both games.
         games = 2 if self.settings.game == "both" else 1
@@ -319,18 +319,20 @@ class Game:
         low = self.areas[0].log()
         high = self.areas[-1].log()
         areas = (low + (high - low) * place / strata).exp()
-        return Draw(shifts, areas, progress)
+        return Draw(shifts, areas, areas.new_tensor(progress, dtype=torch.float64))
 
     def perturb(self, m, shifts):
         """Put the reference where m is 0: z = m x(. + tau) + (1 - m) r(. + tau).
 
         :param torch.Tensor m: (N, P, H, W)
-        :param list shifts: tau, of each of the P pictures
+        :param torch.Tensor shifts: tau, of each of the P pictures, (P, 2)
         :return: (N, P, C, H, W)
         :rtype: torch.Tensor
         """
-        shifted = [self.padded[..., i : i + self.size, j : j + self.size] for i, j in shifts]
-        x, reference = torch.stack(shifted, 1).chunk(2, 2)  # (N, P, C, H, W) each
+        # All shifts, as a view: (N, 2 C, jitter, jitter, H, W). Shifts on a GPU stay there.
+        windows = self.padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        shifted = windows[:, :, shifts[:, 0], shifts[:, 1]].transpose(1, 2)
+        x, reference = shifted.chunk(2, 2)  # (N, P, C, H, W) each
         return torch.lerp(reference, x, m.unsqueeze(2))
 
     def value(self, regions, draw):
@@ -410,19 +412,26 @@ def minimise(game):
     optimizer = make_optimizer(maps, settings)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
+    def differentiate(shifts, areas, progress, *maps):
+        with torch.enable_grad():
+            value = objective(game, maps, Draw(shifts, areas, progress))
+            return value.detach(), *torch.autograd.grad(value.sum(), maps)
+
     def evaluate(draw, values):
-        optimizer.zero_grad()
-        value = objective(game, maps, draw)
-        value.sum().backward(inputs=maps)
-        values.append(value.detach())
+        value, *gradients = differentiate(*draw, *maps)
+        for m, gradient in zip(maps, gradients, strict=True):
+            m.grad = gradient
+        values.append(value.clone())  # where it lies, a graph writes the next one
         return value.sum()
 
     for step in range(1, steps + 1):
         draw = game.draw(step / steps)  # once a step: a line search compares values
+        if step == 1:
+            differentiate = captured(differentiate, *draw, *maps)
         values = []
         optimizer.step(partial(evaluate, draw, values))
         schedule.step()
-        if not all(m.isfinite().all() for m in maps):
+        if not torch.cat([m.flatten() for m in maps]).isfinite().all():
             raise UserError("the mask is no longer finite: choose a smaller --lr, or adam")
         yield maps, values
 
@@ -564,20 +573,21 @@ def explain_group(classifier, args, settings, folder, pairs):
     before = probabilities.gather(1, target.view(-1, 1)).squeeze(1).tolist()
 
     game = Game(network, x, target, settings)
-    traces = [[] for _ in pairs]
+    history = []
     frames = [[] for _ in pairs]
     evaluations = 0
     steps = settings.iterations or STEPS[settings.regularizer]
     hidden = not is_first() or None  # None: hidden where there is no terminal
     for maps, values in tqdm(minimise(game), total=steps, leave=False, disable=hidden):
         evaluations += len(values) * game.pictures
-        for i, value in enumerate(values[0].tolist()):
-            traces[i].append({"evaluations": evaluations, "objective": value})
-            if args.gif:
-                frames[i].append(draw_frame(game, i, maps, evaluations))
+        history.append((evaluations, values[0]))
+        for i in range(len(pairs) if args.gif else 0):
+            frames[i].append(draw_frame(game, i, maps, evaluations))
     answers = [find_answer(game, i, maps, before[i]) for i in range(len(pairs))]
 
     seconds = round((time.time() - started) / len(pairs), 2)
+    # Read at the end: a GPU that is asked for a number waits for the next step.
+    traces = [(n, value.tolist()) for n, value in history]
     records = []
     for i, (photo, stem) in enumerate(pairs):
         record = {
@@ -590,7 +600,7 @@ def explain_group(classifier, args, settings, folder, pairs):
             "evaluations": evaluations,
             **answers[i].facts,
             "reached": answers[i].facts["reached"] and before[i] >= SEEN,
-            "trace": traces[i],
+            "trace": [{"evaluations": n, "objective": value[i]} for n, value in traces],
         }
         write_pictures(folder, stem, x[i], answers[i], record)
         if frames[i]:
@@ -836,12 +846,14 @@ def main(argv=None):
 
     def explain(pairs):
         nonlocal batch  # where memory has run out, smaller for the rest of the photos
+        records = []
 
-        def in_groups(size):
-            groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-            return [r for g in groups for r in explain_group(classifier, args, settings, folder, g)]
+        def explain_others(size):
+            while len(records) < len(pairs):  # those that had room needn't be explained again
+                group = pairs[len(records) :][:size]
+                records.extend(explain_group(classifier, args, settings, folder, group))
 
-        records, batch = fit_memory(in_groups, batch, "--batch")
+        _, batch = fit_memory(explain_others, batch, "--batch")
         return records
 
     with interruptible(f"stopped: go on with  python {SCRIPT}.py --resume {folder}"):

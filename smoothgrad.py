@@ -42,8 +42,17 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from common.classifiers import find_class, load_classifier
-from common.device import fit_memory, is_first, make_rng, ranks, set_up
+from common.device import (
+    choose_chunk,
+    fit_memory,
+    is_first,
+    make_rng,
+    ranks,
+    set_up,
+    split_evenly,
+)
 from common.errors import UserError, exit_code, interruptible, number, positive_int, seed_int
+from common.fast import replaying
 from common.images import (
     add_caption,
     add_title,
@@ -73,6 +82,7 @@ SCRIPT = Path(__file__).stem
 METHODS = ("gradient", "gradient-x-input", "integrated", "guided")
 REDUCE = ("signed", "abs", "squared", "variance")
 MAX_SAMPLES = 5000  # where --converge gives up
+DRAWN_AT_ONCE = 8  # noisy copies
 TOP = 0.1  # fraction of the pixels that the deletion test blurs away
 CHANGEABLE_ON_RESUME = {"image", "cuda", "device", "chunk", "resume"}
 
@@ -117,7 +127,8 @@ def gradient_x_input(network, x, target, score="logit"):
     return gradient(network, x, target, score) * x
 
 
-def integrated_gradients(network, x, target, baseline=None, steps=128, chunk=8, score="logit"):
+def integrated_gradients(network, x, target, baseline=None, steps=128, chunk=8, score="logit",
+                         explain=gradient):  # fmt: skip
     """Integrate the gradient along the line from a baseline b to the image, by the midpoint rule.
 
         IG(x) = (x - b) * integral from 0 to 1 of M(b + a (x - b)) da
@@ -129,6 +140,7 @@ def integrated_gradients(network, x, target, baseline=None, steps=128, chunk=8, 
     :param int steps: points on the line
     :param int chunk: images that are computed at once: memory and speed, not the result
     :param str score: as in :func:`class_score`
+    :param Callable explain: M, :func:`gradient` or what computes the same
     :return: signed, (N, C, H, W)
     :rtype: torch.Tensor
     """
@@ -138,7 +150,7 @@ def integrated_gradients(network, x, target, baseline=None, steps=128, chunk=8, 
     total = torch.zeros_like(x)
     for a in midpoints.split(max(1, chunk // len(x))):
         points = baseline + a.view(-1, 1, 1, 1, 1) * (x - baseline)  # (len(a), N, C, H, W)
-        gradients = gradient(network, points.flatten(0, 1), target.repeat(len(a)), score)
+        gradients = explain(network, points.flatten(0, 1), target.repeat(len(a)), score)
         total += gradients.unflatten(0, (len(a), len(x))).sum(0)
     return (x - baseline) * (total / steps)
 
@@ -251,25 +263,50 @@ def average_maps(network, x, target, noise, samples, explain, chunk, rng):
     if not noise:
         samples = 1
     means = RunningMeans(x)
+    draws = Noise(x, rng)
     while means.n < samples:
         count = min(max(1, chunk // len(x)), samples - means.n)
-        means.add(noisy_maps(network, x, target, noise, count, explain, rng))
+        means.add(noisy_maps(network, x, target, noise, draws.take(count), explain))
     return means
 
 
-def noisy_maps(network, x, target, noise, count, explain, rng):
-    """Explain noisy copies: M(x + e_i); parameters as in :func:`smoothgrad`.
+def noisy_maps(network, x, target, noise, e, explain):
+    """Explain noisy copies: M(x + sigma e_i); parameters as in :func:`smoothgrad`.
 
-    :param int count: how many copies of each image
+    :param torch.Tensor e: standard normal, (count, C, H, W), the same for all images
     :return: (count, N, C, H, W)
     :rtype: torch.Tensor
     """
     sigma = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
-    # Drawn one by one: how many there are in a chunk doesn't change which they are.
-    e = [torch.randn(x.shape[1:], generator=rng, device=x.device) for _ in range(count)]
-    copies = x + sigma * torch.stack(e).unsqueeze(1)  # (count, N, C, H, W): one e for all images
-    maps = explain(network, copies.flatten(0, 1), target.repeat(count))
-    return maps.unflatten(0, (count, len(x)))
+    copies = x + sigma * e.unsqueeze(1)  # (count, N, C, H, W)
+    maps = explain(network, copies.flatten(0, 1), target.repeat(len(e)))
+    return maps.unflatten(0, (len(e), len(x)))
+
+
+class Noise:
+    """Standard normal noise e_1, e_2, ...: how many are taken at once doesn't change them.
+
+    :param torch.Tensor x: the images, (N, C, H, W): where, and of which shape
+    :param torch.Generator rng: where it comes from
+    """
+
+    def __init__(self, x, rng):
+        self.x = x
+        self.rng = rng
+        self.left = x.new_empty(0, *x.shape[1:])  # drawn, and not yet taken
+
+    def take(self, count):
+        """Return the next ones, (count, C, H, W)."""
+        drawn = [self.left]
+        missing = count - len(self.left)
+        while missing > 0:
+            # Some at once, so that a GPU has less to launch, but always as many.
+            shape = (DRAWN_AT_ONCE, *self.x.shape[1:])
+            drawn.append(torch.randn(shape, generator=self.rng, device=self.x.device))
+            missing -= DRAWN_AT_ONCE
+        drawn = torch.cat(drawn)
+        self.left = drawn[count:]
+        return drawn[:count]
 
 
 class RunningMeans:
@@ -405,15 +442,14 @@ def completeness(network, x, target, baseline, values, score):
 
 
 def choose_method(args, baseline, chunk):
-    """Return the M that the arguments ask for, a function like :func:`gradient`."""
-    if args.method == "gradient-x-input":
-        return partial(gradient_x_input, score=args.score)
-    if args.method == "guided":
-        return partial(guided_backprop, score=args.score)
+    """Return the M that the arguments ask for, a function of network, images and targets."""
     if args.method == "integrated":
+        explain = replaying(gradient, min(chunk, args.steps))
         return partial(integrated_gradients, baseline=baseline, steps=args.steps, chunk=chunk,
-                       score=args.score)  # fmt: skip
-    return partial(gradient, score=args.score)
+                       score=args.score, explain=explain)  # fmt: skip
+    explain = {"gradient-x-input": gradient_x_input, "guided": guided_backprop}
+    explain = replaying(explain.get(args.method, gradient), chunk)
+    return lambda network, x, target: explain(network, x, target, args.score)
 
 
 def watch_smoothgrad(network, x, target, noise, args, baseline, chunk):
@@ -427,7 +463,7 @@ def watch_smoothgrad(network, x, target, noise, args, baseline, chunk):
     samples = MAX_SAMPLES if args.converge else args.samples
     if not noise:
         samples = 1
-    rng = make_rng(x.device, args.seed, 0)
+    draws = Noise(x, make_rng(x.device, args.seed, 0))
     means = RunningMeans(x)
     frames = []
     next_look = 16  # --converge looks at n = 16, 20, 25, 31, ..., whatever the chunk is
@@ -436,7 +472,7 @@ def watch_smoothgrad(network, x, target, noise, args, baseline, chunk):
             count = min(copies, samples - means.n)
             if args.converge:
                 count = min(count, next_look - means.n)
-            means.add(noisy_maps(network, x, target, noise, count, explain, rng))
+            means.add(noisy_maps(network, x, target, noise, draws.take(count), explain))
             bar.update(count)
             if args.converge and means.n == next_look:
                 next_look = int(1.25 * next_look)
@@ -462,6 +498,24 @@ def classify(classifier, x, target=None):
     top5 = [(classifier.classes[i], float(probabilities[i])) for i in best]
     label = best[0] if target is None else find_class(classifier.classes, target)
     return label, float(probabilities[label]), top5
+
+
+def find_chunk(args, network, x):
+    """Find how many images to compute at once, where the arguments don't say.
+
+    :param torch.Tensor x: any image, (1, C, H, W)
+    :rtype: int
+    """
+
+    def compute(count):
+        gradient(
+            network, x.repeat(count, 1, 1, 1), torch.zeros(count, dtype=torch.long, device=x.device)
+        )
+
+    chunk = choose_chunk(x.device, compute)
+    if x.device.type == "cuda":  # where a full chunk is one graph, a small last one is none
+        chunk = split_evenly(args.steps if args.method == "integrated" else args.samples, chunk)
+    return chunk
 
 
 def explain_photo(classifier, args, folder, photo, stem, chunk):
@@ -634,7 +688,7 @@ def get_parser():
     group.add_argument("--device", metavar="NAME", help="any other device: mps, xpu, cuda:1")
     group.add_argument("--chunk", type=positive_int,
                        help="images computed at once: memory and speed, not the result "
-                            "(default: 8 on a CPU, 64 on a GPU)")
+                            "(default: 8 on a CPU, up to 64 on a GPU)")
 
     group = parser.add_argument_group("output")
     group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
@@ -673,15 +727,15 @@ def main(argv=None):
     # What is wrong with the arguments, and not with a photo, is said before the first one.
     if args.target is not None:
         find_class(classifier.classes, args.target)
+    example = torch.rand(1, classifier.channels, classifier.size, classifier.size).to(device)
     note = ""
     if args.method == "guided":
-        example = torch.rand(1, classifier.channels, classifier.size, classifier.size).to(device)
         note = describe_guiding(classifier.network, example)
     folder = open_run(SCRIPT, args.out, args.resume)
     save_arguments(folder, SCRIPT, args)
     if note and is_first():
         print(f"warning: {note}", file=sys.stderr)
-    chunk = args.chunk or (8 if device.type == "cpu" else 64)
+    chunk = args.chunk or find_chunk(args, classifier.network, example)
 
     def explain(pairs):
         nonlocal chunk  # where memory has run out, smaller for the rest of the photos

@@ -184,6 +184,20 @@ def test_the_chunk_changes_neither_the_noise_nor_the_map(chunk, sizes):
         torch.testing.assert_close(found.reliability(reduce), usual.reliability(reduce))
 
 
+@pytest.mark.parametrize("side", [8, 5])  # 75 numbers are drawn in a way of their own
+def test_noise_is_the_same_however_it_is_taken(side):
+    """One copy at a time or all at once, across the edges of what is drawn at once."""
+    x = torch.rand(2, 3, side, side)
+    alone = smoothgrad.Noise(x, make_rng("cpu", 4))
+    alone = torch.cat([alone.take(1) for _ in range(21)])
+    draws = smoothgrad.Noise(x, make_rng("cpu", 4))
+    together = [draws.take(count) for count in (3, 0, 17, 1)]
+    assert torch.equal(torch.cat(together), alone)
+    assert alone.shape == (21, 3, side, side)
+    assert alone.std() == pytest.approx(1, abs=0.1)
+    assert len(alone.unique()) == alone.numel()
+
+
 def test_a_batch_is_its_images_one_by_one():
     """Images don't know of each other, each has a target and a sigma of its own."""
     network = make_network()
