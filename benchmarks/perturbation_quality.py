@@ -50,7 +50,7 @@ def read_photos(paths, classifier):
     """Read photos and folders of them, without those whose name says another class."""
     photos = []
     for path in find_photos(paths):
-        x = read_photo(path, classifier)
+        x = read_photo(path, classifier).to(classifier.device)
         probability, target = classifier.network(x).softmax(1).max(1)
         named = re.match(r"\d+", Path(path).name)
         if not named or int(named[0]) == int(target):
@@ -71,9 +71,10 @@ def measure_areas(network, x, target, ranking):
     :rtype: list[float]
     """
     areas = []
+    target = torch.tensor([target], device=x.device)
     for fill in (explain_perturb.make_reference("blur", x, BLUR, None), torch.full_like(x, 0.5)):
         for insertion in (False, True):
-            curve = probability_curve(network, x, torch.tensor([target]), ranking, fill, insertion)
+            curve = probability_curve(network, x, target, ranking, fill, insertion)
             areas.append(area(curve))
     return areas
 
@@ -87,7 +88,7 @@ def explain(network, photos, settings):
     :rtype: list[tuple[torch.Tensor, dict]]
     """
     x = torch.cat([photo.x for photo in photos])
-    target = torch.tensor([photo.target for photo in photos])
+    target = torch.tensor([photo.target for photo in photos], device=x.device)
     began = time.perf_counter()
     game = explain_perturb.Game(network, x, target, settings)
     steps = list(explain_perturb.minimise(game))
