@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 
-.PHONY: demo test results lint format
+.PHONY: demo test results gpu lint format
 
 demo: .venv/ready  ## train the DCGAN for a few minutes on the built-in data
 	$(BIN)/python train_dcgan.py --dataset glyphs --width 0.5 --epochs 12 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -12,6 +12,10 @@ test: .venv/ready lint  ## all checks
 results: .venv/ready  ## the pictures and numbers of results/ and benchmarks/ that have no run yet: hours
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-dev.txt
 	$(BIN)/python benchmarks/results.py
+
+gpu: .venv/ready  ## all that wants a GPU, within eight minutes, in one table
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-dev.txt
+	$(BIN)/python benchmarks/gpu.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

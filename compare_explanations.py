@@ -46,7 +46,7 @@ from torch.nn import functional as F
 import explain_perturb
 import smoothgrad
 from common.classifiers import find_class, load_classifier
-from common.device import is_first, make_rng, set_up
+from common.device import is_first, make_rng, set_up, wait_for
 from common.errors import UserError, exit_code, interruptible, number, seed_int
 from common.images import save_figure, to_line
 from common.networks import check_classifier, eval_mode, load_weights
@@ -72,6 +72,7 @@ from common.run import (
 
 SCRIPT = Path(__file__).stem
 CHUNK = 16  # images computed at once; on a CPU 8 take a third more time each
+GPU_CHUNK = 64  # the same on a GPU, where fewer leave it waiting for its launches
 NOISE = 0.15  # sigma of SmoothGrad, as a fraction of the photo's range
 NUDGE = 0.02  # max-sensitivity: how far a pixel may move, of [0, 1]
 STAGES = 3  # of the cascade of random weights, from the top layer to all
@@ -248,7 +249,7 @@ def rise(network, x, target, rng, count=500, cells=7):
         pairs = zip(large, corners, strict=True)
         masks = torch.stack([m[:, i : i + side, j : j + side] for m, (i, j) in pairs])
         with eval_mode(network):
-            left = network(empty + masks * (x - empty)).softmax(1)[:, target[0]]
+            left = network(empty + masks * (x - empty)).softmax(1).index_select(1, target)
         total += (left.view(-1, 1, 1) * masks[:, 0]).sum(0)
         kept += masks.sum((0, 1))
     return total / kept
@@ -278,8 +279,9 @@ class Smooth(NamedTuple):
 
     def average(self, network, x, target, rng):
         """Compute the means over noisy copies."""
+        chunk = chunk_size(x)
         return smoothgrad.average_maps(
-            network, x, target, NOISE, self.samples, self.explain, CHUNK, rng
+            network, x, target, NOISE, self.samples, self.explain, chunk, rng
         )
 
     def rank(self, means):
@@ -293,13 +295,34 @@ def perturbation(**settings):
 
     def rank(network, x, target, rng):
         game = explain_perturb.Game(network, x, target, settings, rng)
-        *_, (maps, _) = explain_perturb.minimise(game)
-        return explain_perturb.find_answer(game, 0, maps, before=1.0).ranking
+        evaluations = 0
+        for step, values in explain_perturb.minimise(game):
+            maps = step
+            evaluations += len(values) * game.pictures
+        answer = explain_perturb.find_answer(game, 0, maps, before=1.0)
+        return Counted(answer.ranking, evaluations + len(answer.facts["curve"]))
 
     return rank
 
 
-integrated = partial(smoothgrad.integrated_gradients, steps=64, chunk=CHUNK)
+class Counted(NamedTuple):
+    """A ranking that counts its own evaluations: of a graph the network sees none."""
+
+    heat: torch.Tensor
+    evaluations: int
+
+
+def chunk_size(x):
+    """Return how many images to compute at once, where they are."""
+    return CHUNK if x.device.type == "cpu" else GPU_CHUNK
+
+
+def integrated(network, x, target, steps=64):
+    """Compute Integrated Gradients from black."""
+    chunk = chunk_size(x)
+    return smoothgrad.integrated_gradients(network, x, target, steps=steps, chunk=chunk)
+
+
 METHODS = {
     "random": random_map,
     "centre": centre_map,
@@ -352,7 +375,7 @@ def probability_curve(network, x, target, heat, fill, insertion=False):
     changed = (rank < counts.view(-1, 1)).view(-1, 1, *heat.shape)  # (29, 1, H, W)
     images = torch.where(changed, x, fill) if insertion else torch.where(changed, fill, x)
     with eval_mode(network):
-        return network(images).softmax(1)[:, target[0]].cpu().numpy()
+        return network(images).softmax(1).index_select(1, target)[:, 0].cpu().numpy()
 
 
 def area(curve):
@@ -508,7 +531,11 @@ def rank_pixels(args, network, x, target):
                 began = time.time()
                 compute = method.average if smooth else method
                 made = compute(network, x, target, make_rng(x.device, args.seed, 0))
-                shared[key] = (made, time.time() - began, sum(evaluations))
+                wait_for(x.device)
+                count = sum(evaluations)
+                if isinstance(made, Counted):
+                    made, count = made
+                shared[key] = (made, time.time() - began, count)
             made, seconds, count = shared[key]
             found[name] = (method.rank(made) if smooth else made, seconds, count)
     finally:

@@ -46,20 +46,29 @@ import common  # isort: skip # noqa: F401 (Ctrl-C while torch is imported: one l
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.classifiers import find_class, load_classifier
 from common.device import fit_memory, is_first, make_rng, set_up
 from common.errors import UserError, exit_code, interruptible, number, positive_int, seed_int
+from common.fast import QuickAdam, captured
 from common.images import (
     add_caption,
+    add_title,
     contact_sheet,
-    save_figure,
+    gaussian_blur,
+    get_font,
+    lay_over,
+    magnify,
     save_gif,
     save_png,
+    side_by_side,
+    to_colours,
     to_grey,
     to_line,
+    to_pixels,
 )
 from common.networks import check_classifier, eval_mode, load_weights
 from common.photos import (
@@ -219,10 +228,8 @@ def make_reference(kind, x, sigma, rng):
     :return: (N, C, H, W)
     :rtype: torch.Tensor
     """
-    from torchvision.transforms.v2.functional import gaussian_blur
-
     if kind == "blur":
-        return gaussian_blur(x, 2 * int(3 * sigma) + 1, sigma)
+        return gaussian_blur(x, sigma)
     mean = x.mean((2, 3), keepdim=True).expand_as(x)
     if kind == "mean":
         return mean
@@ -251,13 +258,13 @@ def class_score(logits, target, score="odds", floor=0.02):
 class Draw(NamedTuple):
     """What is random in a step. The same for all photos, so that a batch changes no result.
 
-    ``shifts`` of the photo under the mask, [up, left] for each of P pictures, in pixels; ``areas``,
-    (P,); ``progress``, 1 in the last step.
+    ``shifts`` of the photo under the mask, up and left for each of P pictures, in pixels, (P, 2);
+    ``areas``, (P,); ``progress``, (), 1 in the last step.
     """
 
-    shifts: list
+    shifts: torch.Tensor
     areas: torch.Tensor
-    progress: float
+    progress: torch.Tensor
 
 
 class Game:
@@ -305,7 +312,7 @@ class Game:
         :rtype: Draw
         """
         on = {"generator": self.rng, "device": self.x.device}
-        shifts = torch.randint(self.jitter, (self.pictures, 2), **on).tolist()
+        shifts = torch.randint(self.jitter, (self.pictures, 2), **on)
         # From small to large on a logarithmic scale, an area from each stratum: small and large
         # ones have their turn in every step, and in both games.
         games = 2 if self.settings.game == "both" else 1
@@ -315,18 +322,20 @@ class Game:
         low = self.areas[0].log()
         high = self.areas[-1].log()
         areas = (low + (high - low) * place / strata).exp()
-        return Draw(shifts, areas, progress)
+        return Draw(shifts, areas, areas.new_tensor(progress, dtype=torch.float64))
 
     def perturb(self, m, shifts):
         """Put the reference where m is 0: z = m x(. + tau) + (1 - m) r(. + tau).
 
         :param torch.Tensor m: (N, P, H, W)
-        :param list shifts: tau, of each of the P pictures
+        :param torch.Tensor shifts: tau, of each of the P pictures, (P, 2)
         :return: (N, P, C, H, W)
         :rtype: torch.Tensor
         """
-        shifted = [self.padded[..., i : i + self.size, j : j + self.size] for i, j in shifts]
-        x, reference = torch.stack(shifted, 1).chunk(2, 2)  # (N, P, C, H, W) each
+        # All shifts, as a view: (N, 2 C, jitter, jitter, H, W). Shifts on a GPU stay there.
+        windows = self.padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        shifted = windows[:, :, shifts[:, 0], shifts[:, 1]].transpose(1, 2)
+        x, reference = shifted.chunk(2, 2)  # (N, P, C, H, W) each
         return torch.lerp(reference, x, m.unsqueeze(2))
 
     def value(self, regions, draw):
@@ -406,19 +415,26 @@ def minimise(game):
     optimizer = make_optimizer(maps, settings)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
+    def differentiate(shifts, areas, progress, *maps):
+        with torch.enable_grad():
+            value = objective(game, maps, Draw(shifts, areas, progress))
+            return value.detach(), *torch.autograd.grad(value.sum(), maps)
+
     def evaluate(draw, values):
-        optimizer.zero_grad()
-        value = objective(game, maps, draw)
-        value.sum().backward(inputs=maps)
-        values.append(value.detach())
+        value, *gradients = differentiate(*draw, *maps)
+        for m, gradient in zip(maps, gradients, strict=True):
+            m.grad = gradient
+        values.append(value.clone())  # where it lies, a graph writes the next one
         return value.sum()
 
     for step in range(1, steps + 1):
         draw = game.draw(step / steps)  # once a step: a line search compares values
+        if step == 1:
+            differentiate = captured(differentiate, *draw, *maps)
         values = []
         optimizer.step(partial(evaluate, draw, values))
         schedule.step()
-        if not all(m.isfinite().all() for m in maps):
+        if not torch.cat([m.flatten() for m in maps]).isfinite().all():
             raise UserError("the mask is no longer finite: choose a smaller --lr, or adam")
         yield maps, values
 
@@ -429,7 +445,7 @@ def make_optimizer(maps, settings):
         lr = settings.lr or 1.0
         return torch.optim.LBFGS(maps, lr, max_iter=5, line_search_fn="strong_wolfe")
     lr = settings.lr or LEARNING_RATES[settings.regularizer]
-    return torch.optim.Adam(maps, lr, betas=(0.8, 0.99))
+    return QuickAdam(maps, lr, betas=(0.8, 0.99))
 
 
 # --------------------------------------------------------------------------------------- the answer
@@ -559,20 +575,21 @@ def explain_group(classifier, args, settings, folder, pairs):
     before = probabilities.gather(1, target.view(-1, 1)).squeeze(1).tolist()
 
     game = Game(network, x, target, settings)
-    traces = [[] for _ in pairs]
+    history = []
     frames = [[] for _ in pairs]
     evaluations = 0
     steps = settings.iterations or STEPS[settings.regularizer]
     hidden = not is_first() or None  # None: hidden where there is no terminal
     for maps, values in tqdm(minimise(game), total=steps, leave=False, disable=hidden):
         evaluations += len(values) * game.pictures
-        for i, value in enumerate(values[0].tolist()):
-            traces[i].append({"evaluations": evaluations, "objective": value})
-            if args.gif:
-                frames[i].append(draw_frame(game, i, maps, evaluations))
+        history.append((evaluations, values[0]))
+        for i in range(len(pairs) if args.gif else 0):
+            frames[i].append(draw_frame(game, i, maps, evaluations))
     answers = [find_answer(game, i, maps, before[i]) for i in range(len(pairs))]
 
     seconds = round((time.time() - started) / len(pairs), 2)
+    # Read at the end: a GPU that is asked for a number waits for the next step.
+    traces = [(n, value.tolist()) for n, value in history]
     records = []
     for i, (photo, stem) in enumerate(pairs):
         record = {
@@ -585,7 +602,7 @@ def explain_group(classifier, args, settings, folder, pairs):
             "evaluations": evaluations,
             **answers[i].facts,
             "reached": answers[i].facts["reached"] and before[i] >= SEEN,
-            "trace": traces[i],
+            "trace": [{"evaluations": n, "objective": value[i]} for n, value in traces],
         }
         write_pictures(folder, stem, x[i], answers[i], record)
         if frames[i]:
@@ -619,69 +636,95 @@ def write_pictures(folder, stem, x, answer, record):
     :param dict record: of metrics.json
     """
     mask = answer.mask.cpu()
+    deleted = 1 - mask
     photo = x.cpu()
     perturbed = answer.picture.cpu()
-    shape = (*mask.shape, 3)
     save_png(folder / f"{stem}_mask.png", to_grey(mask))
-    as_rgb = np.broadcast_to(perturbed.permute(1, 2, 0).numpy(), shape)
+    as_rgb = np.broadcast_to(perturbed.permute(1, 2, 0).numpy(), (*mask.shape, 3))
     save_png(folder / f"{stem}_perturbed.png", as_rgb)
-    save_png(folder / f"{stem}_overlay.png", lay_over(photo, 1 - mask))
-    draw_panel(folder / f"{stem}_panel.png", photo, mask, perturbed, record)
+    save_png(folder / f"{stem}_overlay.png", lay_over(photo, deleted))
+    draw_panel(folder / f"{stem}_panel.png", photo, deleted, perturbed / 255, record)
     with replacing(folder / f"{stem}.npz") as part:
-        np.savez_compressed(part, photo=photo.numpy(), mask=mask.numpy(),
-                            ranking=answer.ranking.cpu().numpy())  # fmt: skip
+        ranking = answer.ranking.cpu().numpy()
+        np.savez(part, photo=photo.numpy(), mask=mask.numpy(), ranking=ranking)
 
 
-def lay_over(photo, deleted):
-    """Lay what is deleted, (H, W), in colours over its photo, (C, H, W); both in [0, 1].
-
-    :return: uint8, (H', W', 3), of at least 224 pixels
-    :rtype: numpy.ndarray
-    """
-    import matplotlib
-
-    colours = matplotlib.colormaps["inferno"](deleted.numpy())[..., :3]
-    strength = deleted.sqrt().unsqueeze(2).numpy()
-    grey = (photo.mean(0) * 0.6 + 0.3).unsqueeze(2).numpy()
-    picture = ((strength * colours + (1 - strength) * grey) * 255).round().astype(np.uint8)
-    scale = max(1, 224 // picture.shape[0])
-    return picture.repeat(scale, 0).repeat(scale, 1)
-
-
-def draw_panel(path, photo, mask, perturbed, record):
+def draw_panel(path, photo, deleted, perturbed, record):
     """Draw the photo, what was deleted from it, what is left, and probability against area.
 
     :param pathlib.Path path: the PNG file
     :param torch.Tensor photo: (C, H, W), in [0, 1]
-    :param torch.Tensor mask: m, (H, W), in [0, 1]
-    :param torch.Tensor perturbed: uint8, (C, H, W)
+    :param torch.Tensor deleted: 1 - m, (H, W), in [0, 1]
+    :param torch.Tensor perturbed: (C, H, W), in [0, 1]
     :param dict record: of metrics.json: class_name, probability, probability_after, area, curve
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.2, 3.3), layout="constrained")
-    left, middle, right, chart = figure.subplots(1, 4)
     name = to_line(record["class_name"], 30)
-    for axes, picture, title in (
-        (left, photo, f"{name}, {record['probability']:.1%}"),
-        (right, perturbed, f"{name}, {record['probability_after']:.2%}"),
-    ):
-        pixels = picture.permute(1, 2, 0).squeeze().numpy()
-        axes.imshow(pixels, cmap="gray", interpolation="nearest")
-        axes.set_title(title, fontsize=10, parse_math=False)  # a $ is a $
-        axes.axis("off")
-    image = middle.imshow(1 - mask.numpy(), cmap="inferno", vmin=0, vmax=1, interpolation="nearest")
-    bar = figure.colorbar(image, ax=middle, fraction=0.046, ticks=[0, 0.5, 1])
-    bar.set_label("deleted (1 − m)")
-    middle.set_title(f"{record['area']:.1%} deleted", fontsize=10)
-    middle.axis("off")
-    areas, probabilities = zip(*record["curve"], strict=True)
-    chart.plot(areas, probabilities, marker=".")
-    chart.plot(record["area"], record["probability_after"], "o", label="the mask shown")
-    chart.axhline(record["probability"], linestyle="--", color="grey", label="photo")
-    chart.set(xlabel="deleted area", ylabel="probability of the class", xlim=(0, 1), ylim=(0, 1))
-    chart.legend(fontsize=8)
-    save_figure(path, figure, dpi=100)
+    before = add_title(to_pixels(photo), f"{name}, {record['probability']:.1%}")
+    after = add_title(to_pixels(perturbed), f"{name}, {record['probability_after']:.2%}")
+    colours = magnify(to_colours(deleted).round().astype(np.uint8))
+    mask = add_title(np.hstack([colours, draw_key(len(colours))]), f"{record['area']:.1%} deleted")
+    save_png(path, side_by_side([before, mask, after, draw_chart(record)]))
+
+
+def draw_key(height):
+    """Draw what the colours of a mask mean, uint8, (height, 70, 3)."""
+    canvas = Image.new("RGB", (70, height), "white")
+    colours = to_colours(torch.linspace(1, 0, height).view(-1, 1)).round().astype(np.uint8)
+    canvas.paste(Image.fromarray(colours.repeat(12, 1)), (8, 0))
+    draw = ImageDraw.Draw(canvas)
+    for place, text, anchor in ((0, "deleted", "la"), (1, "kept", "ld")):
+        draw.text((25, place * height), text, "black", get_font(11), anchor)
+    return np.asarray(canvas)
+
+
+def draw_chart(record, width=330, height=270):
+    """Draw the class's probability against the deleted area, both from 0 to 1.
+
+    :param dict record: as in :func:`draw_panel`
+    :return: uint8, (height, width, 3)
+    :rtype: numpy.ndarray
+    """
+    fine = 3  # drawn that much larger, then averaged: Pillow's lines have steps
+    left, right, top, bottom = 52 * fine, (width - 14) * fine, 24 * fine, (height - 36) * fine
+    canvas = Image.new("RGB", (width * fine, height * fine), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = get_font(11 * fine)
+    blue, orange, grey = "#1f77b4", "#ff7f0e", "#7f7f7f"
+
+    def place(area, probability):
+        return left + area * (right - left), bottom - probability * (bottom - top)
+
+    def dot(x, y, radius, colour):
+        r = radius * fine
+        draw.ellipse([x - r, y - r, x + r, y + r], colour)
+
+    draw.rectangle([left, top, right, bottom], outline="black", width=fine)
+    for tick in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        x, y = place(tick, tick)
+        draw.line([x, bottom, x, bottom + 4 * fine], "black", fine)
+        draw.line([left - 4 * fine, y, left, y], "black", fine)
+        draw.text((x, bottom + 6 * fine), f"{tick:g}", "black", font, "ma")
+        draw.text((left - 6 * fine, y), f"{tick:g}", "black", font, "rm")
+    draw.text(((left + right) / 2, height * fine), "deleted area", "black", font, "md")
+    words = Image.new("L", (bottom - top, 14 * fine), 255)
+    ImageDraw.Draw(words).text((words.width / 2, 0), "probability of the class", 0, font, "ma")
+    canvas.paste(words.rotate(90, expand=True), (2 * fine, top))
+
+    for i in range(0, 50, 2):
+        dash = [*place(i / 50, record["probability"]), *place((i + 1) / 50, record["probability"])]
+        draw.line(dash, grey, fine)
+    curve = [place(area, probability) for area, probability in record["curve"]]
+    draw.line([x for point in curve for x in point], blue, 2 * fine, "curve")
+    for point in curve:
+        dot(*point, 2.5, blue)
+    dot(*place(record["area"], record["probability_after"]), 4.5, orange)
+
+    line = 10 * fine  # the middle of the line of words above the chart
+    dot(left + 6 * fine, line, 4.5, orange)
+    draw.text((left + 16 * fine, line), "the mask shown", "black", font, "lm")
+    draw.line([left + 130 * fine, line, left + 145 * fine, line], grey, fine)
+    draw.text((left + 150 * fine, line), "the photo", "black", font, "lm")
+    return np.asarray(canvas.reduce(fine))
 
 
 def to_row(record):
@@ -812,12 +855,14 @@ def main(argv=None):
 
     def explain(pairs):
         nonlocal batch  # where memory has run out, smaller for the rest of the photos
+        records = []
 
-        def in_groups(size):
-            groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-            return [r for g in groups for r in explain_group(classifier, args, settings, folder, g)]
+        def explain_others(size):
+            while len(records) < len(pairs):  # those that had room needn't be explained again
+                group = pairs[len(records) :][:size]
+                records.extend(explain_group(classifier, args, settings, folder, group))
 
-        records, batch = fit_memory(in_groups, batch, "--batch")
+        _, batch = fit_memory(explain_others, batch, "--batch")
         return records
 
     with interruptible(SCRIPT, folder):

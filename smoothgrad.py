@@ -44,16 +44,29 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from common.classifiers import find_class, load_classifier
-from common.device import fit_memory, is_first, make_rng, ranks, set_up
+from common.device import (
+    choose_chunk,
+    fit_memory,
+    is_first,
+    make_rng,
+    ranks,
+    set_up,
+    split_evenly,
+)
 from common.errors import UserError, exit_code, interruptible, number, positive_int, seed_int
+from common.fast import replaying
 from common.images import (
     add_caption,
+    add_title,
     contact_sheet,
-    save_figure,
+    gaussian_blur,
+    lay_over,
     save_gif,
     save_png,
+    side_by_side,
     to_grey,
     to_line,
+    to_pixels,
 )
 from common.networks import check_classifier, eval_mode, load_weights
 from common.photos import (
@@ -72,6 +85,7 @@ SCRIPT = Path(__file__).stem
 METHODS = ("gradient", "gradient-x-input", "integrated", "guided")
 REDUCE = ("signed", "abs", "squared", "variance")
 MAX_SAMPLES = 5000  # where --converge gives up
+DRAWN_AT_ONCE = 8  # noisy copies
 TOP = 0.1  # fraction of the pixels that the deletion test blurs away
 CHANGEABLE_ON_RESUME = {"image", "cuda", "device", "chunk", "resume"}
 
@@ -116,7 +130,8 @@ def gradient_x_input(network, x, target, score="logit"):
     return gradient(network, x, target, score) * x
 
 
-def integrated_gradients(network, x, target, baseline=None, steps=128, chunk=8, score="logit"):
+def integrated_gradients(network, x, target, baseline=None, steps=128, chunk=8, score="logit",
+                         explain=gradient):  # fmt: skip
     """Integrate the gradient along the line from a baseline b to the image, by the midpoint rule.
 
         IG(x) = (x - b) * integral from 0 to 1 of M(b + a (x - b)) da
@@ -128,6 +143,7 @@ def integrated_gradients(network, x, target, baseline=None, steps=128, chunk=8, 
     :param int steps: points on the line
     :param int chunk: images that are computed at once: memory and speed, not the result
     :param str score: as in :func:`class_score`
+    :param Callable explain: M, :func:`gradient` or what computes the same
     :return: signed, (N, C, H, W)
     :rtype: torch.Tensor
     """
@@ -137,7 +153,7 @@ def integrated_gradients(network, x, target, baseline=None, steps=128, chunk=8, 
     total = torch.zeros_like(x)
     for a in midpoints.split(max(1, chunk // len(x))):
         points = baseline + a.view(-1, 1, 1, 1, 1) * (x - baseline)  # (len(a), N, C, H, W)
-        gradients = gradient(network, points.flatten(0, 1), target.repeat(len(a)), score)
+        gradients = explain(network, points.flatten(0, 1), target.repeat(len(a)), score)
         total += gradients.unflatten(0, (len(a), len(x))).sum(0)
     return (x - baseline) * (total / steps)
 
@@ -250,25 +266,50 @@ def average_maps(network, x, target, noise, samples, explain, chunk, rng):
     if not noise:
         samples = 1
     means = RunningMeans(x)
+    draws = Noise(x, rng)
     while means.n < samples:
         count = min(max(1, chunk // len(x)), samples - means.n)
-        means.add(noisy_maps(network, x, target, noise, count, explain, rng))
+        means.add(noisy_maps(network, x, target, noise, draws.take(count), explain))
     return means
 
 
-def noisy_maps(network, x, target, noise, count, explain, rng):
-    """Explain noisy copies: M(x + e_i); parameters as in :func:`smoothgrad`.
+def noisy_maps(network, x, target, noise, e, explain):
+    """Explain noisy copies: M(x + sigma e_i); parameters as in :func:`smoothgrad`.
 
-    :param int count: how many copies of each image
+    :param torch.Tensor e: standard normal, (count, C, H, W), the same for all images
     :return: (count, N, C, H, W)
     :rtype: torch.Tensor
     """
     sigma = noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
-    # Drawn one by one: how many there are in a chunk doesn't change which they are.
-    e = [torch.randn(x.shape[1:], generator=rng, device=x.device) for _ in range(count)]
-    copies = x + sigma * torch.stack(e).unsqueeze(1)  # (count, N, C, H, W): one e for all images
-    maps = explain(network, copies.flatten(0, 1), target.repeat(count))
-    return maps.unflatten(0, (count, len(x)))
+    copies = x + sigma * e.unsqueeze(1)  # (count, N, C, H, W)
+    maps = explain(network, copies.flatten(0, 1), target.repeat(len(e)))
+    return maps.unflatten(0, (len(e), len(x)))
+
+
+class Noise:
+    """Standard normal noise e_1, e_2, ...: how many are taken at once doesn't change them.
+
+    :param torch.Tensor x: the images, (N, C, H, W): where, and of which shape
+    :param torch.Generator rng: where it comes from
+    """
+
+    def __init__(self, x, rng):
+        self.x = x
+        self.rng = rng
+        self.left = x.new_empty(0, *x.shape[1:])  # drawn, and not yet taken
+
+    def take(self, count):
+        """Return the next ones, (count, C, H, W)."""
+        drawn = [self.left]
+        missing = count - len(self.left)
+        while missing > 0:
+            # Some at once, so that a GPU has less to launch, but always as many.
+            shape = (DRAWN_AT_ONCE, *self.x.shape[1:])
+            drawn.append(torch.randn(shape, generator=self.rng, device=self.x.device))
+            missing -= DRAWN_AT_ONCE
+        drawn = torch.cat(drawn)
+        self.left = drawn[count:]
+        return drawn[:count]
 
 
 class RunningMeans:
@@ -360,18 +401,16 @@ def to_heatmap(values):
 
 def blur(x):
     """Blur images, (N, C, H, W), with a sigma of 10 pixels of 224: objects become unknowable."""
-    from torchvision.transforms.v2.functional import gaussian_blur
-
-    sigma = 10 / 224 * x.shape[-1]
-    return gaussian_blur(x, 2 * int(3 * sigma) + 1, sigma)
+    return gaussian_blur(x, 10 / 224 * x.shape[-1])
 
 
 @torch.no_grad()
-def deletion_test(network, x, target, heat, rng):
+def deletion_test(network, x, blurred, target, heat, rng):
     """Blur the top 10 % of a map's pixels away, and as many at random.
 
     :param torch.nn.Module network: from images to logits
     :param torch.Tensor x: the photo, (1, C, H, W)
+    :param torch.Tensor blurred: what :func:`blur` makes of it
     :param int target: the class
     :param torch.Tensor heat: the map, (H, W)
     :param torch.Generator rng: for the random pixels
@@ -384,7 +423,7 @@ def deletion_test(network, x, target, heat, rng):
     top = ranked.topk(round(TOP * ranked.shape[1]), dim=1).indices
     deleted = x.new_zeros(ranked.shape).scatter_(1, top, 1).view(-1, 1, *heat.shape)
     with eval_mode(network):
-        left = network(x + deleted * (blur(x) - x)).softmax(1)[:, target]
+        left = network(x + deleted * (blurred - x)).softmax(1)[:, target]
     return float(left[0]), float(left[1:].mean())
 
 
@@ -406,15 +445,14 @@ def completeness(network, x, target, baseline, values, score):
 
 
 def choose_method(args, baseline, chunk):
-    """Return the M that the arguments ask for, a function like :func:`gradient`."""
-    if args.method == "gradient-x-input":
-        return partial(gradient_x_input, score=args.score)
-    if args.method == "guided":
-        return partial(guided_backprop, score=args.score)
+    """Return the M that the arguments ask for, a function of network, images and targets."""
     if args.method == "integrated":
+        explain = replaying(gradient, min(chunk, args.steps))
         return partial(integrated_gradients, baseline=baseline, steps=args.steps, chunk=chunk,
-                       score=args.score)  # fmt: skip
-    return partial(gradient, score=args.score)
+                       score=args.score, explain=explain)  # fmt: skip
+    explain = {"gradient-x-input": gradient_x_input, "guided": guided_backprop}
+    explain = replaying(explain.get(args.method, gradient), chunk)
+    return lambda network, x, target: explain(network, x, target, args.score)
 
 
 def watch_smoothgrad(network, x, target, noise, args, baseline, chunk):
@@ -428,7 +466,7 @@ def watch_smoothgrad(network, x, target, noise, args, baseline, chunk):
     samples = MAX_SAMPLES if args.converge else args.samples
     if not noise:
         samples = 1
-    rng = make_rng(x.device, args.seed, 0)
+    draws = Noise(x, make_rng(x.device, args.seed, 0))
     means = RunningMeans(x)
     frames = []
     next_look = 16  # --converge looks at n = 16, 20, 25, 31, ..., whatever the chunk is
@@ -437,7 +475,7 @@ def watch_smoothgrad(network, x, target, noise, args, baseline, chunk):
             count = min(copies, samples - means.n)
             if args.converge:
                 count = min(count, next_look - means.n)
-            means.add(noisy_maps(network, x, target, noise, count, explain, rng))
+            means.add(noisy_maps(network, x, target, noise, draws.take(count), explain))
             bar.update(count)
             if args.converge and means.n == next_look:
                 next_look = int(1.25 * next_look)
@@ -465,6 +503,24 @@ def classify(classifier, x, photo, target=None):
     return label, float(probabilities[label]), top5
 
 
+def find_chunk(args, network, x):
+    """Find how many images to compute at once, where the arguments don't say.
+
+    :param torch.Tensor x: any image, (1, C, H, W)
+    :rtype: int
+    """
+
+    def compute(count):
+        gradient(
+            network, x.repeat(count, 1, 1, 1), torch.zeros(count, dtype=torch.long, device=x.device)
+        )
+
+    chunk = choose_chunk(x.device, compute)
+    if x.device.type == "cuda":  # where a full chunk is one graph, a small last one is none
+        chunk = split_evenly(args.steps if args.method == "integrated" else args.samples, chunk)
+    return chunk
+
+
 def explain_photo(classifier, args, folder, photo, stem, chunk):
     """Classify one photo, make a map for each noise level, and write the pictures.
 
@@ -483,6 +539,7 @@ def explain_photo(classifier, args, folder, photo, stem, chunk):
     baseline = make_baseline(args.baseline, x, make_rng(x.device, args.seed, 1))
     lead = "  " if ranks()[1] == 1 else f"{photo}: "  # other processes print between our lines
 
+    blurred = blur(x)
     arrays = {"photo": x[0].cpu().numpy()}
     records, heats = [], []
     for noise in args.noise:
@@ -491,7 +548,7 @@ def explain_photo(classifier, args, folder, photo, stem, chunk):
         values = means.get(args.reduce if noise else "signed")  # one sample has no variance
         importance = over_channels(values)[0]
         rng = make_rng(x.device, args.seed, 2)
-        left, left_random = deletion_test(network, x, label, importance, rng)
+        left, left_random = deletion_test(network, x, blurred, label, importance, rng)
         reliability = float(means.reliability(args.reduce)) if noise else 1.0
         record = {"noise": noise, "samples": means.n, "reliability": reliability,
                   "probability_left": left, "probability_left_random": left_random}  # fmt: skip
@@ -510,9 +567,9 @@ def explain_photo(classifier, args, folder, photo, stem, chunk):
         if frames:
             save_gif(folder / f"{stem}_{name}.gif", frames, seconds=5)
     with replacing(folder / f"{stem}.npz") as part:
-        np.savez_compressed(part, **arrays)
-    heats = torch.stack(heats).cpu().numpy()
+        np.savez(part, **arrays)  # compressed, it takes longer than all pictures
     title = f"{classifier.classes[label]}, {probability:.1%}"
+    heats = torch.stack(heats).cpu()
     draw_panel(folder / f"{stem}_panel.png", x[0].cpu(), heats, records, title, args.method)
     points = args.steps if args.method == "integrated" else 1
     record = {
@@ -545,36 +602,27 @@ def draw_panel(path, photo, heats, records, title, method):
 
     :param pathlib.Path path: the PNG file
     :param torch.Tensor photo: (C, H, W), in [0, 1]
-    :param numpy.ndarray heats: maps in [0, 1], (maps, H, W)
+    :param torch.Tensor heats: maps in [0, 1], (maps, H, W)
     :param list[dict] records: of the maps, as in metrics.json
     :param str title: the class and its probability
     :param str method: name of the map without noise
     """
-    from matplotlib.figure import Figure
-
-    columns = len(heats) + 1
-    figure = Figure(figsize=(2.6 * columns, 6.1), layout="constrained")
-    figure.suptitle(to_line(title, 80), fontsize=11, parse_math=False)  # a $ is a $
-    grid = figure.subplots(2, columns)
-    for axes in grid.flat:
-        axes.axis("off")
-    style = {"vmin": 0, "vmax": 1, "interpolation": "nearest"}
-    grey = photo.mean(0).numpy()
-    grid[0, 0].imshow(photo.permute(1, 2, 0).squeeze().numpy(), cmap="gray", **style)
-    grid[0, 0].set_title("photo", fontsize=10)
+    pixels = to_pixels(photo)
+    upper = [add_title(pixels, "photo")]
     words = "below: probability left\nwhen the top 10 %\nof pixels are blurred\n(random 10 %)"
-    grid[1, 0].text(0.5, 0.5, words, ha="center", va="center", fontsize=9)
-    for column, (heat, record) in enumerate(zip(heats, records, strict=True), 1):
+    white = np.full_like(pixels[len(pixels) // 2 :], 255)
+    lower = [add_title(white, words, below=True)]
+    for heat, record in zip(heats, records, strict=True):
         noisy = f"{record['noise'] * 100:g} % noise, n = {record['samples']}"
         trust = f"reliability {record['reliability']:.2f}"
         left = f"{record['probability_left']:.1%} ({record['probability_left_random']:.1%})"
-        grid[0, column].imshow(heat, cmap="gray", **style)
-        grid[0, column].set_title(noisy if record["noise"] else method, fontsize=10)
-        grid[1, column].imshow(grey * 0.6 + 0.3, cmap="gray", **style)
-        grid[1, column].imshow(heat, cmap="inferno", alpha=heat**0.5, **style)
+        upper.append(add_title(to_grey(heat), noisy if record["noise"] else method))
         worth = f"{left}\n{trust}" if record["noise"] else left
-        grid[1, column].set_title(worth, fontsize=8, y=-0.16)
-    save_figure(path, figure)
+        lower.append(add_title(lay_over(photo, heat), worth, below=True))
+    upper = side_by_side(upper)
+    gap = np.full_like(upper[:8], 255)
+    panel = np.concatenate([upper, gap, side_by_side(lower)])
+    save_png(path, add_title(panel, to_line(title, 80), size=15))
 
 
 def to_row(record):
@@ -643,7 +691,7 @@ def get_parser():
     group.add_argument("--device", metavar="NAME", help="any other device: mps, xpu, cuda:1")
     group.add_argument("--chunk", type=number(int, 1, 4096),
                        help="images computed at once: memory and speed, not the result "
-                            "(default: 8 on a CPU, 64 on a GPU)")
+                            "(default: 8 on a CPU, up to 64 on a GPU)")
 
     group = parser.add_argument_group("output")
     group.add_argument("--out", help=f"new run folder (default: runs/{SCRIPT}/DATE-TIME)")
@@ -682,15 +730,15 @@ def main(argv=None):
     # What is wrong with the arguments, and not with a photo, is said before the first one.
     if args.target is not None:
         find_class(classifier.classes, args.target)
+    example = torch.rand(1, classifier.channels, classifier.size, classifier.size).to(device)
     note = ""
     if args.method == "guided":
-        example = torch.rand(1, classifier.channels, classifier.size, classifier.size).to(device)
         note = describe_guiding(classifier.network, example)
     folder = open_run(SCRIPT, args.out, args.resume)
     save_arguments(folder, SCRIPT, args)
     if note and is_first():
         print(f"warning: {note}", file=sys.stderr)
-    chunk = args.chunk or (8 if device.type == "cpu" else 64)
+    chunk = args.chunk or find_chunk(args, classifier.network, example)
 
     def explain(pairs):
         nonlocal chunk  # where memory has run out, smaller for the rest of the photos

@@ -54,7 +54,7 @@ from common.errors import (
     positive_int,
     seed_int,
 )
-from common.fast import captured, set_rate, speed_up_linear
+from common.fast import captured_step, set_rate, speed_up_linear
 from common.images import plot_curves, save_figure, to_line
 from common.layers import make_layer
 from common.run import (
@@ -231,7 +231,7 @@ def train(network, optimizer, images, labels, pixels, args, epoch):
         optimizer.step()
         total.add_(loss.detach())
 
-    step = captured(step, device, [optimizer])
+    step = captured_step(step, device, [optimizer])
     for i in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=rank > 0 or None):
         rng = make_rng(device, args.seed, epoch, rank + 1, i)
         first = (i * world + rank) * args.batch_size

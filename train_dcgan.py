@@ -52,7 +52,7 @@ from common.errors import (
     positive_int,
     seed_int,
 )
-from common.fast import captured, set_rate, speed_up_linear
+from common.fast import captured_step, set_rate, speed_up_linear
 from common.fid import SAMPLES, SCORES, Scorer
 from common.images import add_caption, open_picture, plot_curves, save_gif, save_png, to_grid
 from common.layers import make_layer
@@ -352,7 +352,7 @@ def train(generator, discriminator, ema, optimizers, data, args, epoch):
         totals.add_(train_step(generator, discriminator, optimizers, real, labels, z, args.amp))
         update_ema(ema, generator, share)
 
-    step = captured(step, device, optimizers)
+    step = captured_step(step, device, optimizers)
     for i in tqdm(range(steps), f"epoch {epoch}", leave=False, disable=rank > 0 or None):
         warm_up(optimizers, seen[i], args)
         first = (i * world + rank) * args.batch_size

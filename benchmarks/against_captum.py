@@ -52,14 +52,15 @@ from common.classifiers import (
     load_torchvision,
     prepare,
 )
-from common.device import make_rng, set_up
+from common.device import make_rng, set_up, split_evenly, wait_for
 from common.errors import UserError, exit_code, positive_int
-from common.fast import fold, is_plain
+from common.fast import fold, is_plain, replaying
 from common.photos import read_photo
 
 PHOTO = "sample:coffee"
 NOISE = 0.15  # sigma as a fraction of the photo's range; PAIR's default
 CHUNK = 8  # smoothgrad.py's default on a CPU
+GPU_CHUNK = 64  # and the most on a GPU
 STEPS = 50  # of Integrated Gradients; captum's default
 EQUAL = 0.9999  # correlation from which on two maps are the same
 PATCHES = {  # what takes a trick back: a name, and what it is to mean
@@ -80,35 +81,48 @@ CHANGES = ("nothing", *PATCHES, "all of these")
 class Ours:
     """smoothgrad.py's own functions, with its own classifier."""
 
-    def __init__(self, model="efficientnet_lite0"):
+    def __init__(self, device, model="efficientnet_lite0"):
         if model == "efficientnet_lite0":
-            self.classifier = load_classifier()
+            self.classifier = load_classifier(device=device)
         else:  # with random weights: none are at hand
             torch.manual_seed(0)
-            self.classifier = prepare(model, "cpu", *load_torchvision(model, classes=1000))
+            self.classifier = prepare(model, device, *load_torchvision(model, classes=1000))
 
     def smoothgrad(self, x, target, n, reduce="abs", score="logit"):
         """Average n samples and estimate the map's reliability, as every run does."""
-        explain = partial(smoothgrad.gradient, score=score)
-        rng = make_rng("cpu", 0)
+        chunk = self.choose_chunk(n)
+        replay = replaying(smoothgrad.gradient, chunk)
+
+        def explain(network, x, target):
+            return replay(network, x, target, score)
+
+        rng = make_rng(x.device, 0)
         network = self.classifier.network
-        means = smoothgrad.average_maps(network, x, target, NOISE, n, explain, CHUNK, rng)
+        means = smoothgrad.average_maps(network, x, target, NOISE, n, explain, chunk, rng)
         means.reliability(reduce)
         return means.get(reduce)
 
     def integrated(self, x, target):
         """Integrate from black."""
         network = self.classifier.network
-        return smoothgrad.integrated_gradients(network, x, target, steps=STEPS, chunk=CHUNK)
+        chunk = self.choose_chunk(STEPS)
+        return smoothgrad.integrated_gradients(
+            network, x, target, steps=STEPS, chunk=chunk,
+            explain=replaying(smoothgrad.gradient, chunk),
+        )  # fmt: skip
+
+    def choose_chunk(self, n):
+        """Choose what smoothgrad.py does where memory isn't short."""
+        return CHUNK if self.classifier.device.type == "cpu" else split_evenly(n, GPU_CHUNK)
 
 
 class Peer:
     """What the others have in common: the network as a user has it."""
 
-    def __init__(self):
+    def __init__(self, device):
         network, mean, std, classes, size, transform = load_lite0()
-        network = nn.Sequential(Normalise(mean, std), network).eval()
-        self.classifier = Classifier("plain", network, classes, 3, size, size, "cpu", transform)
+        network = nn.Sequential(Normalise(mean, std), network).eval().to(device)
+        self.classifier = Classifier("plain", network, classes, 3, size, size, device, transform)
 
 
 class Captum(Peer):
@@ -140,7 +154,7 @@ class Pair(Peer):
         """Square the gradient of the probability, one copy at a time."""
         from saliency.core import GradientSaliency
 
-        pixels = x[0].permute(1, 2, 0).numpy()
+        pixels = x[0].permute(1, 2, 0).cpu().numpy()
         call_model = partial(self.call_model, target)
         found = GradientSaliency().GetSmoothedMask(
             pixels, call_model, stdev_spread=NOISE, nsamples=n
@@ -149,25 +163,23 @@ class Pair(Peer):
 
     def call_model(self, target, images, call_model_args=None, expected_keys=None):
         """Give the gradient of the probability, (N, H, W, C)."""
-        x = torch.tensor(images, dtype=torch.float32).permute(0, 3, 1, 2).requires_grad_()
+        x = torch.tensor(images, dtype=torch.float32, device=self.classifier.device)
+        x = x.permute(0, 3, 1, 2).requires_grad_()
         probability = self.classifier.network(x).softmax(1)[:, target]
         (gradient,) = torch.autograd.grad(probability.sum(), x)
-        return {expected_keys[0]: gradient.permute(0, 2, 3, 1).numpy()}
+        return {expected_keys[0]: gradient.permute(0, 2, 3, 1).cpu().numpy()}
 
 
 @contextlib.contextmanager
-def our_noise(shape):
-    """Let captum and PAIR, in this block, draw the noise that ours draws.
-
-    :param torch.Size shape: of one image, (C, H, W)
-    """
-    rng = make_rng("cpu", 0)
+def our_noise(x):
+    """Let captum and PAIR, in this block, draw the noise that ours draws for an image."""
+    draws = smoothgrad.Noise(x, make_rng(x.device, 0))
 
     def for_captum(mean, std):
-        return torch.stack([torch.randn(shape, generator=rng) for _ in std]) * std
+        return draws.take(len(std)) * std
 
     def for_pair(mean, std, size):
-        return torch.randn(shape, generator=rng).permute(1, 2, 0).numpy() * std
+        return draws.take(1)[0].permute(1, 2, 0).cpu().numpy() * std
 
     with mock.patch("torch.normal", for_captum), mock.patch("numpy.random.normal", for_pair):
         yield
@@ -176,18 +188,19 @@ def our_noise(shape):
 # ------------------------------------------------------------------------ processes of their own
 
 
-def open_worker(side, change=None, **options):
+def open_worker(side, cuda, change=None, **options):
     """Start a fresh process, with nothing of this one, for one side.
 
     :param type side: Ours, Captum or Pair
+    :param bool cuda: whether on the GPU
     :param str change: one of CHANGES, for ours
     :param options: of the side
     """
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, start, (side, change, options))
+    return ProcessPoolExecutor(1, context, start, (side, cuda, change, options))
 
 
-def start(side, change, options):
+def start(side, cuda, change, options):
     """Load everything, in the new process."""
     global SIDE, X, TARGET
     for name, patch in PATCHES.items():
@@ -195,9 +208,10 @@ def start(side, change, options):
             mock.patch(*patch).start()
     if side is Ours:
         with contextlib.redirect_stdout(io.StringIO()):
-            set_up(False, seed=0)
-    SIDE = side(**options)
-    X = read_photo(PHOTO, SIDE.classifier)
+            set_up(cuda, seed=0)
+    device = torch.device("cuda" if cuda else "cpu")
+    SIDE = side(device, **options)
+    X = read_photo(PHOTO, SIDE.classifier).to(device)
     with torch.no_grad():
         TARGET = SIDE.classifier.network(X).argmax(1)
 
@@ -210,14 +224,18 @@ def call(method, *args, noise=False, **options):
     :rtype: tuple[float, numpy.ndarray, float]
     """
     target = TARGET if isinstance(SIDE, Ours) else int(TARGET)
-    with our_noise(X.shape[1:]) if noise else contextlib.nullcontext():
+    with our_noise(X) if noise else contextlib.nullcontext():
+        wait_for(X.device)
         began = time.perf_counter()
         found = getattr(SIDE, method)(X, target, *args, **options)
-        return time.perf_counter() - began, found.numpy(), peak()
+        wait_for(X.device)
+        return time.perf_counter() - began, found.cpu().numpy(), peak()
 
 
 def peak():
-    """Tell the most memory that this process has held, in MB."""
+    """Tell the most memory that this process has held, in MB; on a GPU, of the GPU's."""
+    if X.device.type == "cuda":  # what it reserves, as a graph's memory belongs to nobody else
+        return torch.cuda.max_memory_reserved() / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
@@ -239,10 +257,11 @@ def print_versions(packages):
     print("; ".join([*versions, f"{torch.get_num_threads()} threads"]))
 
 
-def measure_memory(n):
+def measure_memory(n, cuda):
     """Measure the peak memory of each side in a process of its own.
 
     :param int n: noisy copies
+    :param bool cuda: whether on the GPU
     :return: figures for the RESULT line
     :rtype: dict
     """
@@ -256,7 +275,7 @@ def measure_memory(n):
         ("captum, 10 at once", Captum, n, 10),
         ("pair", Pair, n),
     ):
-        with open_worker(side) as worker:
+        with open_worker(side, cuda) as worker:
             loaded = worker.submit(peak).result()
             _, _, end = worker.submit(call, "smoothgrad", *how).result()
         title = f"{name}, n = {how[0]}"
@@ -321,7 +340,7 @@ def compare_guided():
     torch.manual_seed(0)
     network, *_ = load_torchvision("squeezenet1_1", classes=1000)
     plain = copy.deepcopy(network.eval())
-    x = read_photo(PHOTO, Peer().classifier)
+    x = read_photo(PHOTO, Peer("cpu").classifier)
     ours = smoothgrad.guided_backprop(fold(network, x), x, torch.tensor([0]))
     for module in plain.modules():
         if isinstance(module, nn.ReLU):
@@ -334,9 +353,10 @@ def compare_guided():
     return {"guided_difference": difference}
 
 
-def measure_time(ours, captum, pair, n, rounds):
+def measure_time(ours, captum, pair, n, rounds, cuda):
     """Let ours and the peers take turns; parameters as of :func:`compare_maps`.
 
+    :param bool cuda: whether on a GPU, where as many as 50 n are timed, too
     :return: figures for the RESULT line
     :rtype: dict
     """
@@ -350,7 +370,12 @@ def measure_time(ours, captum, pair, n, rounds):
         "captum, IG": (captum, "integrated"),
         "captum, IG, 8 at once": (captum, "integrated", CHUNK),
     }
-    return take_turns(calls, rounds, f"seconds, n = {n}, IG {STEPS} steps")
+    if cuda:
+        calls["ours, 50 n"] = (ours, "smoothgrad", 50 * n)
+    result = take_turns(calls, rounds, f"seconds, n = {n}, IG {STEPS} steps")
+    if cuda:
+        result["copies_per_second"] = round(50 * n / result["seconds_ours_50_n"])
+    return result
 
 
 def measure_changes(changes, model, n, rounds):
@@ -365,7 +390,7 @@ def measure_changes(changes, model, n, rounds):
     """
     calls = {}
     for change in ("ours", *changes):
-        worker = open_worker(Ours, change, model=model)
+        worker = open_worker(Ours, False, change, model=model)
         calls[change] = (worker, "smoothgrad", n)
     maps = {name: worker.submit(call, *how).result()[1] for name, (worker, *how) in calls.items()}
     for name, values in maps.items():
@@ -429,6 +454,7 @@ def get_parser():
                         help="noisy copies per map (default: %(default)s)")  # fmt: skip
     parser.add_argument("--rounds", type=positive_int, default=5,
                         help="how often all take turns (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--cuda", action="store_true", help="on the GPU")
     parser.add_argument("--changes", nargs="*", choices=CHANGES, metavar="CHANGE",
                         help="time ours only, with these taken back: "
                              f"{'; '.join(CHANGES)} (default: all)")  # fmt: skip
@@ -453,11 +479,11 @@ def main(argv=None):
     else:
         print_versions(["torch", "captum", "saliency"])
         # First the memory, as a new process may start with the peak of its parent.
-        result = measure_memory(args.samples)
-        workers = [open_worker(side) for side in (Ours, Captum, Pair)]
+        result = measure_memory(args.samples, args.cuda)
+        workers = [open_worker(side, args.cuda) for side in (Ours, Captum, Pair)]
         result.update(compare_maps(*workers, args.samples))
         result.update(compare_guided())
-        result.update(measure_time(*workers, args.samples, args.rounds))
+        result.update(measure_time(*workers, args.samples, args.rounds, args.cuda))
     print("RESULT", json.dumps(result))
     return result
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import explain_perturb
 from benchmarks.perturbation_quality import AREAS, explain, measure_areas, read_photos
 from common.classifiers import load_classifier, load_lite0
-from common.device import make_rng, set_up
+from common.device import make_rng, set_up, wait_for
 
 SIDE = 28  # cells
 L1 = 0.01
@@ -58,7 +58,8 @@ COLUMNS = ("objective", "left", "deleted", *AREAS)
 
 def median(x):
     """Filter each channel of a photo with a median of 11 x 11 pixels."""
-    return torch.from_numpy(median_filter(x.numpy(), (1, 1, 11, 11), mode="nearest"))
+    filtered = median_filter(x.cpu().numpy(), (1, 1, 11, 11), mode="nearest")
+    return torch.from_numpy(filtered).to(x.device)
 
 
 def upsample(m):
@@ -89,8 +90,9 @@ class PortObjective:
 
     def draw_noise(self, count):
         """Draw noise for some pictures, in the first channel alone, (count, 3, 224, 224)."""
-        noise = torch.zeros(count, *self.x.shape[1:])
-        noise[:, 0] = torch.randn(noise[:, 0].shape, generator=self.rng) * NOISE * STD
+        noise = self.x.new_zeros(count, *self.x.shape[1:])
+        drawn = torch.randn(noise[:, 0].shape, generator=self.rng, device=self.x.device)
+        noise[:, 0] = drawn * NOISE * STD
         return noise
 
     def probabilities(self, m, noise):
@@ -111,9 +113,9 @@ def judge(network, photo, m):
     :return: figures by name
     :rtype: dict
     """
-    objective = PortObjective(network, photo, make_rng("cpu", 1))
+    objective = PortObjective(network, photo, make_rng(m.device, 1))
     values = [float(objective(m, 8)) for _ in range(25)]
-    clean = objective.probabilities(m, torch.zeros(1))
+    clean = objective.probabilities(m, m.new_zeros(1))
     return {
         "objective": float(np.mean(values)),
         "left": float(clean) / photo.probability,
@@ -134,13 +136,14 @@ def port(model, photo, seed):
     rng = np.random.default_rng(seed)
     x = (photo.x - MEAN) / STD
     reference = (median(photo.x) - MEAN) / STD
-    m = torch.ones(SIDE, SIDE, requires_grad=True)
+    m = torch.ones(SIDE, SIDE, device=x.device, requires_grad=True)
     optimizer = torch.optim.Adam([m], lr=0.1)
     for _ in range(ITERATIONS):
         large = upsample(m).expand(1, 3, -1, -1)
         noise = np.zeros((224, 224, 3), np.float32)
         noise[..., 0] = rng.normal(0, NOISE, (224, 224))
-        z = x * large + reference * (1 - large) + torch.from_numpy(noise.transpose(2, 0, 1))
+        noise = torch.from_numpy(noise.transpose(2, 0, 1)).to(x.device)
+        z = x * large + reference * (1 - large) + noise
         loss = port_terms(m) + model(z).softmax(1)[0, photo.target]
         optimizer.zero_grad()
         loss.backward()
@@ -155,8 +158,9 @@ def ours_on_port(network, photo, steps=30, pictures=2):
     :return: (28, 28)
     :rtype: torch.Tensor
     """
-    objective = PortObjective(network, photo, make_rng("cpu", 0))
-    maps = explain_perturb.start_maps(1, 1, SIDE, "cpu")
+    device = photo.x.device
+    objective = PortObjective(network, photo, make_rng(device, 0))
+    maps = explain_perturb.start_maps(1, 1, SIDE, device)
     maps[0].data.fill_(1)  # as the port, rather from a photo that is there than from its blur
     optimizer = torch.optim.Adam(maps, 0.3, betas=(0.8, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -201,6 +205,7 @@ def take_turns(network, model, photo, number, iterations):
     ):
         began = time.perf_counter()
         m = learn()
+        wait_for(photo.x.device)
         seconds = time.perf_counter() - began
         ranking = upsample(1 - m)[0, 0]
         areas = measure_areas(network, photo.x, photo.target, ranking)
@@ -213,6 +218,7 @@ def take_turns(network, model, photo, number, iterations):
     if iterations:
         began = time.perf_counter()
         ranking = torchray(model, photo, iterations)
+        wait_for(photo.x.device)
         seconds = (time.perf_counter() - began) * TORCHRAY_ITERATIONS / iterations
         areas = measure_areas(network, photo.x, photo.target, ranking)
         rows["TorchRay"] = {"seconds": seconds, **dict(zip(AREAS, areas, strict=True))}
@@ -257,6 +263,7 @@ def get_parser():
     samples = ["sample:coffee", "sample:cat", "sample:rocket"]
     parser.add_argument("--image", nargs="+", default=samples, metavar="PATH",
                         help="photos or folders of them (default: three samples)")  # fmt: skip
+    parser.add_argument("--cuda", action="store_true", help="on the GPU")
     parser.add_argument("--torchray", type=int, default=0, metavar="ITERATIONS",
                         help="(D): of its 800; 0 leaves it out (default: %(default)s)")  # fmt: skip
     return parser
@@ -265,12 +272,15 @@ def get_parser():
 def main():
     """Let all take turns on each photo, and print a table and a RESULT line."""
     args = get_parser().parse_args()
-    set_up(False, 0)
-    classifier = load_classifier()
+    device = set_up(args.cuda, 0)
+    classifier = load_classifier(device=device)
     # The same network as a port loads it: BatchNorm not folded, channels first.
-    model = load_lite0()[0].eval().requires_grad_(False)
+    model = load_lite0()[0].eval().requires_grad_(False).to(device)
+    photos = read_photos(args.image, classifier)
+    if device.type == "cuda":  # which chooses its kernels when they are first called
+        take_turns(classifier.network, model, photos[0], 0, min(args.torchray, 1))
     rows = []
-    for number, photo in enumerate(read_photos(args.image, classifier)):
+    for number, photo in enumerate(photos):
         row = take_turns(classifier.network, model, photo, number, args.torchray)
         for key, found in row.items():
             print(f"{photo.name:30s} {NAMES[key]:24s} {found['seconds']:6.1f} s", flush=True)

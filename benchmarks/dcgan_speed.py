@@ -22,8 +22,9 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -35,6 +36,22 @@ from common.fast import FastLinear
 
 CHANGES = ("nn.Linear", "channels first", "unfused Adam", "D not frozen for G",
            "biases before BatchNorm", "no EMA", "bfloat16")  # fmt: skip
+
+
+class RandomPictures(Dataset):
+    """Read pictures as torchvision's MNIST does: from a tensor, by way of Pillow.
+
+    :param torch.Tensor images: uint8, (N, 1, 28, 28)
+    """
+
+    def __init__(self, images):
+        self.data = images.squeeze(1)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        return self.transform(Image.fromarray(self.data[i].numpy())), 0
 
 
 def make_networks(args, device):
@@ -158,8 +175,9 @@ def get_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    datasets = ("mnist", "fashion", "emnist")
-    parser.add_argument("--dataset", default="mnist", choices=datasets, help="what to train on")
+    datasets = ("mnist", "fashion", "emnist", "random")
+    parser.add_argument("--dataset", default="mnist", choices=datasets,
+                        help="what to train on; random pixels need no file")  # fmt: skip
     parser.add_argument("--data-dir", default="data", help="where it is")
     parser.add_argument("--batch-size", type=int, default=128, help="images per step")
     parser.add_argument("--batches", type=int, default=20, help="steps per loop and round")
@@ -202,8 +220,12 @@ def main():
     if options.plain_memory:
         common.device.keep_memory = lambda: None
     device = common.device.set_up(options.cuda, seed=0)
-    images = load_dataset(options.dataset, options.data_dir, split="mnist").images
-    pictures = open_with_torchvision(options.dataset, options.data_dir, "train", "mnist")
+    if options.dataset == "random":
+        images = torch.randint(0, 256, (60_000, 1, 28, 28), dtype=torch.uint8)
+        pictures = RandomPictures(images)
+    else:
+        images = load_dataset(options.dataset, options.data_dir, split="mnist").images
+        pictures = open_with_torchvision(options.dataset, options.data_dir, "train", "mnist")
     pictures.transform = transforms.ToTensor()
     if options.batches > len(images) // options.batch_size - 1:
         sys.exit(f"error: {len(images)} images are too few: lower --batches")

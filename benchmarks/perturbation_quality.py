@@ -49,7 +49,7 @@ def read_photos(paths, classifier):
     """Read photos and folders of them, without those whose name says another class."""
     photos = []
     for path in find_photos(paths):
-        x = read_photo(path, classifier)
+        x = read_photo(path, classifier).to(classifier.device)
         probability, target = classifier.network(x).softmax(1).max(1)
         named = re.match(r"\d+", Path(path).name)
         if not named or int(named[0]) == int(target):
@@ -73,7 +73,7 @@ def measure_areas(network, x, target, ranking):
         "blur": explain_perturb.make_reference("blur", x, BLUR, None),
         "grey": torch.full_like(x, 0.5),
     }
-    found = measure_curves(network, x, torch.tensor([target]), ranking, fills)
+    found = measure_curves(network, x, torch.tensor([target], device=x.device), ranking, fills)
     return [found[name.replace("_", ", ")] for name in AREAS]
 
 
@@ -86,7 +86,7 @@ def explain(network, photos, settings):
     :rtype: list[tuple[torch.Tensor, dict]]
     """
     x = torch.cat([photo.x for photo in photos])
-    target = torch.tensor([photo.target for photo in photos])
+    target = torch.tensor([photo.target for photo in photos], device=x.device)
     began = time.perf_counter()
     game = explain_perturb.Game(network, x, target, settings)
     steps = list(explain_perturb.minimise(game))

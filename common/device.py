@@ -143,8 +143,12 @@ def choose_device(cuda, name=None):
     local = os.environ.get("LOCAL_RANK", "0")
     index = int(local) if local.isdecimal() else 0
     count = torch.cuda.device_count()
-    if index >= count:
-        raise UserError(f"{count} GPUs for more processes: lower --nproc-per-node to {count}")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if max(index + 1, processes) > count:  # each process says so, since the first one speaks
+        raise UserError(
+            f"{processes} processes share {count} GPU{'s' * (count > 1)}: lower --nproc-per-node"
+            f" to {count}"
+        )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -205,6 +209,37 @@ def fit_memory(compute, size, flag="--chunk"):
         size //= 2
         print(f"warning: out of memory: going on with {flag} {size}", file=sys.stderr)
         torch.cuda.empty_cache()
+
+
+def choose_chunk(device, compute, most=64):
+    """Choose how many images to compute at once: on a GPU, what half of its free memory holds.
+
+    :param torch.device device: where
+    :param Callable compute: computes as many images as it's told
+    :param int most: where a GPU is busy
+    :return: the number; 8 on a CPU, whose caches are smaller, and ``most`` elsewhere
+    :rtype: int
+    """
+    if device.type != "cuda":
+        return 8 if device.type == "cpu" else most
+    some = 4
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    compute(some)
+    each = (torch.cuda.max_memory_allocated(device) - before) / some
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(min(most, max(1, free / 2 / each)))
+
+
+def split_evenly(count, most):
+    """Return the size of the fewest chunks for ``count`` images, of which the last isn't small."""
+    return -(-count // -(-count // most))
+
+
+def wait_for(device):
+    """Wait until a GPU has done what it was given, as a clock must; elsewhere it has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def make_rng(device, *key):

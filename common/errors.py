@@ -147,9 +147,13 @@ def run(main):
         complain(UserError(line + ADVICE.get(error.errno, "")))
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            line = "out of memory: ask for less (--batch-size, --chunk, --size, --width)"
+        elif is_device_lost(error):
+            line = f"the GPU failed ({str(error).splitlines()[0]}): go on with --resume"
+        else:
             raise
-        complain(UserError("out of memory: ask for less (--batch-size, --chunk, --size, --width)"))
+        complain(UserError(line))
         return 2
 
 
@@ -245,6 +249,19 @@ def is_out_of_memory(error):
     words = ("out of memory", "allocate memory", "ALLOC_FAILED", "size calculation overflowed",
              "bad_alloc")  # fmt: skip
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def is_device_lost(error):
+    """Tell whether an exception means that a GPU, not a mistake in the code, ended the work.
+
+    :param Exception error: whose text is that of CUDA
+    :rtype: bool
+    """
+    words = (
+        "unspecified launch failure", "launch timed out", "ECC error", "hardware", "device is lost",
+        "no CUDA-capable device", "busy or unavailable", "GPU is lost",
+    )  # fmt: skip
+    return str(error).startswith("CUDA") and any(word in str(error) for word in words)
 
 
 def number(kind, low, high=None):

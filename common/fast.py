@@ -7,6 +7,8 @@ What each of these earns is measured, each taken back alone, by ``benchmarks/dcg
 import contextlib
 import copy
 import ctypes
+import functools
+import inspect
 import sys
 from collections import Counter
 
@@ -16,6 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import has_torch_function
+
+from common.errors import is_out_of_memory
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -37,6 +41,96 @@ def keep_memory():
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(mmap_max, 0)  # no tensor gets a mapping of its own, however large
             libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+# --------------------------------------------------------------- on a GPU: one graph for many calls
+
+
+def is_on_gpu(x):
+    """Tell whether a tensor's kernels can be captured."""
+    return x.device.type == "cuda"
+
+
+def captured(step, *examples):
+    """Capture a function of tensors as one CUDA graph: a call is one launch in place of hundreds.
+
+    Off a GPU it stays what it is. It must not ask the host for a value, nor change what it uses: it
+    is called four times before the first result counts.
+
+    :param Callable step: from tensors to a tensor or a tuple of them
+    :param torch.Tensor examples: arguments of the shapes that the graph is for; others run eagerly
+    :return: a function of the same arguments; its results are overwritten by its next call
+    :rtype: Callable
+    """
+    if not is_on_gpu(examples[0]):
+        return step
+    inputs = [
+        example.detach().clone().requires_grad_(example.requires_grad) for example in examples
+    ]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries choose kernels and allocate, which a graph can't
+            step(*inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            outputs = step(*inputs)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return step  # a network that asks the host for a value can't be captured
+
+    def replay(*arguments):
+        if [a.shape for a in arguments] != [i.shape for i in inputs]:
+            return step(*arguments)
+        with torch.no_grad():
+            for static, argument in zip(inputs, arguments, strict=True):
+                static.copy_(argument)
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+@functools.lru_cache(maxsize=2)  # a graph holds the memory of its call
+def replaying(explain, size):
+    """Let a GPU explain full chunks by a graph, which is captured for the first of them.
+
+    :param Callable explain: of (network, x, target) and settings that stay the same
+    :param int size: images in a full chunk; others are explained eagerly
+    :return: a function of the same arguments, the same one for the same arguments
+    :rtype: Callable
+    """
+    known = None  # the network whose graph it is
+    graph = None
+
+    def call(network, x, target, *settings):
+        nonlocal known, graph
+        if not is_on_gpu(x) or len(x) != size:
+            return explain(network, x, target, *settings)
+        if (network, settings) != known:
+            graph = captured(lambda x, target: explain(network, x, target, *settings), x, target)
+            known = network, settings
+        return graph(x, target)
+
+    return call
+
+
+# ------------------------------------------------------------------------------- on any processor
+
+
+class QuickAdam(torch.optim.Adam):
+    """torch.optim.Adam, ready a second sooner.
+
+    Its methods are wrapped by torch in functions that first load torch.compile's machinery, which
+    stays unused; this takes as long as a fifth of a photo's mask. Here they are without wrapper.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
 class Product(torch.autograd.Function):
@@ -86,7 +180,7 @@ def speed_up_linear(network):
             module.__class__ = FastLinear
 
 
-def captured(step, device, optimizers=()):
+def captured_step(step, device, optimizers=()):
     """Turn a step of a training into one CUDA graph; elsewhere return it as it is.
 
     A step of small kernels takes a GPU less time than it takes Python to launch them. As a graph

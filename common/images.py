@@ -1,13 +1,17 @@
 """Pictures: one way to read them, and grids, captions, curves, PNG and GIF, each written whole."""
 
 import contextlib
+import functools
 import io
 import os
 import warnings
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from torch.nn import functional as F
 
 from common.errors import UserError
 from common.run import replacing
@@ -19,6 +23,14 @@ MOST_PIXELS = 89_478_485  # a quarter of a GiB; Pillow's own limit, from which o
 LONGEST = 20  # times the shorter side
 CAPTION = 22  # pixels of the strip below a picture
 SHEET = 24_000_000  # pixels of a contact sheet; with captions and gaps some 100 MB of memory
+# Matplotlib's colour map of that name, every fifth of its 256 colours: importing it takes longer
+# than drawing.
+INFERNO = bytes.fromhex(
+    "00000402020c0504170a072210092d160b391e0c45260c512f0a5b380962400a67490b6a510e6c"
+    "59106e61136e69166e71196e781c6d801f6c88226a902568982766a02a63a82e5fb0315bb73557"
+    "bf3952c63d4dcc4248d34743d94d3ddf5337e45a31e9612bed6925f1711ff47918f78212f98b0b"
+    "fa9407fb9d07fca60cfcb014fbba1ffac42af8cd37f6d746f4e156f2ea69f2f27df5f992fcffa4"
+)
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -79,6 +91,11 @@ def open_photo(path):
         size = f"{picture.width} x {picture.height}"
         raise UserError(f"{path} is {size}, too long to crop: cut out a part of it")
     return picture
+
+
+def open_as_it_is(path):
+    """Open a picture of a library, which needs no second look; its profile isn't applied."""
+    return Image.open(path)
 
 
 def to_rgb(picture, profile=None):
@@ -171,9 +188,93 @@ def to_grid(images, columns, scale=2, gap=2):
 
 def to_grey(heat):
     """Turn a map in [0, 1] into a grey picture: (H, W) to uint8 (H', W', 3), 224 pixels or more."""
-    scale = max(1, 224 // heat.shape[-1])
-    grey = (heat * 255).round().byte().cpu().numpy()
-    return grey.repeat(scale, 0).repeat(scale, 1)[..., None].repeat(3, 2)
+    return to_pixels(heat.unsqueeze(0))
+
+
+def to_pixels(photo):
+    """Turn a photo in [0, 1] into a picture: (C, H, W) to uint8 (H', W', 3), 224 pixels or more."""
+    pixels = (photo * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return magnify(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def magnify(picture):
+    """Repeat the pixels of a small picture, (H, W, 3), until it has about 224 a side."""
+    scale = max(1, 224 // picture.shape[1])
+    return picture.repeat(scale, 0).repeat(scale, 1)
+
+
+def to_colours(heat):
+    """Colour a map in [0, 1] from black over red to bright yellow: (H, W) to float (H, W, 3)."""
+    colours = np.frombuffer(INFERNO, np.uint8).reshape(-1, 3)
+    places = np.linspace(0, 1, len(colours))
+    heat = heat.cpu().numpy()
+    return np.stack([np.interp(heat, places, channel) for channel in colours.T], axis=2)
+
+
+def lay_over(photo, heat):
+    """Lay a map, (H, W), in colours over its greyed photo, (C, H, W); both in [0, 1].
+
+    :return: uint8, (H', W', 3), of at least 224 pixels
+    :rtype: numpy.ndarray
+    """
+    strength = heat.sqrt().unsqueeze(2).cpu().numpy()
+    grey = (photo.mean(0) * 0.6 + 0.3).unsqueeze(2).cpu().numpy() * 255
+    mixed = strength * to_colours(heat) + (1 - strength) * grey
+    return magnify(mixed.round().astype(np.uint8))
+
+
+def gaussian_blur(x, sigma):
+    """Blur images, (N, C, H, W), by a Gaussian of that many pixels, reflected at the border.
+
+    What torchvision's gaussian_blur computes, whose import takes longer.
+    """
+    radius = int(3 * sigma)
+    # The last bits depend on the way to write it: this is torchvision's.
+    place = torch.linspace(-radius * 2**-0.5, radius * 2**-0.5, 2 * radius + 1, device=x.device)
+    weights = (place / sigma).square().neg().softmax(0)
+    kernel = (weights.view(-1, 1) * weights).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(F.pad(x, [radius] * 4, mode="reflect"), kernel, groups=x.shape[1])
+
+
+@functools.cache
+def get_font(size):
+    """Load the font of the panels, matplotlib's, whose letters are those of many languages."""
+    folder = Path(find_spec("matplotlib").origin).parent  # without importing it
+    return ImageFont.truetype(str(folder / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def add_title(picture, text, size=13, below=False):
+    """Write centred lines of black text on a white strip above a picture, or below.
+
+    :param numpy.ndarray picture: uint8, (H, W, 3)
+    :param str text: one line or more
+    :param int size: of the font, in pixels; smaller for lines that are too long
+    :param bool below: where the strip is
+    :return: uint8, (H', W, 3)
+    :rtype: numpy.ndarray
+    """
+    height, width = picture.shape[:2]
+    lines = text.split("\n")
+    strip = (size + 5) * len(lines) + 4
+    canvas = Image.new("RGB", (width, height + strip), "white")
+    canvas.paste(Image.fromarray(picture), (0, 0 if below else strip))
+    middle = (width / 2, height + strip / 2 if below else strip / 2)
+    draw = ImageDraw.Draw(canvas)
+    while size > 6 and max(draw.textlength(line, get_font(size)) for line in lines) > width:
+        size -= 1
+    draw.multiline_text(middle, text, "black", get_font(size), "mm", 5, align="center")
+    return np.asarray(canvas)
+
+
+def side_by_side(pictures, gap=10):
+    """Join pictures, uint8, (H, W, 3), in a row; the lower ones are filled up with white below."""
+    height = max(len(picture) for picture in pictures)
+    cells = []
+    for picture in pictures:
+        missing = height - len(picture)
+        margin = ((0, missing), (gap // 2, gap // 2), (0, 0))
+        cells.append(np.pad(picture, margin, constant_values=255))
+    return np.concatenate(cells, axis=1)
 
 
 def add_caption(picture, text):
@@ -198,7 +299,7 @@ def save_png(path, picture):
     :param numpy.ndarray picture: uint8, (H, W, 3)
     """
     with replacing(path) as part:
-        Image.fromarray(picture).save(part)
+        Image.fromarray(picture).save(part, compress_level=3)  # half the time of 6, as small
 
 
 def save_gif(path, frames, seconds=12):

@@ -8,15 +8,19 @@ import zlib
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from common.device import gather, is_first, ranks, share_from_first
 from common.errors import UserError, plain
-from common.images import crop_square, open_photo, picture_endings
+from common.images import crop_square, open_as_it_is, open_photo, picture_endings
 from common.run import is_name, is_number, read_text, replacing, written
 
-SAMPLES = {"astronaut": "astronaut", "cat": "chelsea", "coffee": "coffee", "rocket": "rocket"}
+SAMPLES = {  # files of scikit-image
+    "astronaut": "astronaut.png",
+    "cat": "chelsea.png",
+    "coffee": "coffee.png",
+    "rocket": "rocket.jpg",
+}
 
 
 def find_photos(paths):
@@ -58,9 +62,9 @@ def read_photo(path, classifier):
     :raises UserError: if it can't be read, or there is nothing to see
     """
     if path.startswith("sample:") and path[7:] in SAMPLES:  # a file may be so named, too
-        import skimage.data
+        import skimage  # not its io, which looks for plugins first
 
-        picture = Image.fromarray(getattr(skimage.data, SAMPLES[path[7:]])())
+        picture = open_as_it_is(Path(skimage.data_dir, SAMPLES[path[7:]]))
     else:
         picture = open_photo(path)
     if "dark" in picture.info:

@@ -152,7 +152,7 @@ def inspect(network):
 def with_buffers(step, device, optimizers):
     """Call a step as a CUDA graph replays it: its arguments lie where those of the first call did.
 
-    In place of :func:`common.fast.captured`; what else a step reads must not move either.
+    In place of :func:`common.fast.captured_step`; what else a step reads must not move either.
     """
     buffers = []
 

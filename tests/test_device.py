@@ -14,6 +14,7 @@ import common.errors
 from common.device import (
     average_gradients,
     average_over_ranks,
+    choose_chunk,
     fit_memory,
     gather,
     is_first,
@@ -21,6 +22,7 @@ from common.device import (
     ranks,
     set_up,
     share_from_first,
+    split_evenly,
 )
 from tests.helpers import POSIX, refusal
 from tests.processes import fork, free_port, group, wait
@@ -98,8 +100,34 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     """Torchrun with two processes on one GPU: one line, not CUDA's traceback."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert "--nproc-per-node to 1" in refusal(set_up, True, 0)
+    for rank in ("0", "1"):  # the first one is heard
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        assert "2 processes share 1 GPU: lower --nproc-per-node to 1" in refusal(set_up, True, 0)
+
+
+@pytest.mark.parametrize(("free", "chunk"), [(80e6, 40), (1e12, 64), (1e6, 1)])
+def test_a_chunk_takes_half_of_a_gpus_free_memory(free, chunk, monkeypatch):
+    """As much as some images took, times the chunk; not more than a GPU can use, and at least 1."""
+    allocated = [5e6]
+
+    def compute(count):
+        allocated.append(5e6 + count * 1e6)
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocated[-1])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: max(allocated))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    assert choose_chunk(torch.device("cuda"), compute) == chunk
+    assert choose_chunk(torch.device("cpu"), None) == 8
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "size"), [(100, 64, 50), (64, 64, 64), (5, 64, 5), (5000, 64, 64), (7, 3, 3)]
+)
+def test_chunks_are_even(count, most, size):
+    """None is left over that could have been spread over the others."""
+    assert split_evenly(count, most) == size
 
 
 def test_memory_is_fitted_by_halving(capsys):

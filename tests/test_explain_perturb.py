@@ -206,7 +206,7 @@ def test_objective_2019_is_the_score_and_the_distance_from_the_areas():
     """A mask for each area, each deleted and kept; the penalty grows with the square of time."""
     masks = torch.stack([U, U.T**2])
     areas = (0.2, 0.5)
-    draw = script.Draw([[0, 0]] * 4, None, progress=0.5)
+    draw = script.Draw(torch.zeros(4, 2, dtype=torch.long), None, torch.tensor(0.5))
     found = evaluate(masks, draw, regularizer="area", game="both", areas=areas, keep_weight=0.25)
     u = smooth_max(masks.unsqueeze(0))
     deleted = sum(score_by_hand(one, False) for one in u[0])
@@ -218,7 +218,8 @@ def test_objective_2019_is_the_score_and_the_distance_from_the_areas():
 def test_objective_nested_is_the_mean_score_of_its_level_sets():
     """Of four areas, two are deleted and two kept, which count less."""
     areas = torch.tensor([0.1, 0.3, 0.6, 0.8])
-    found = evaluate(U, script.Draw([[0, 0]] * 4, areas, 1.0), game="both", keep_weight=0.25)
+    draw = script.Draw(torch.zeros(4, 2, dtype=torch.long), areas, torch.tensor(1.0))
+    found = evaluate(U, draw, game="both", keep_weight=0.25)
     u = level_sets(U.logit().view(1, 1, 3, 3), areas)[0]
     deleted = score_by_hand(u[0], False) + score_by_hand(u[2], False)
     kept = score_by_hand(u[1], True) + score_by_hand(u[3], True)
@@ -230,10 +231,11 @@ def test_score_is_averaged_over_the_jitter():
     game = make_game(game="deletion", regularizer="tv", l1=0, l2=0, jitter=28, score="logit",
                      pictures=6)  # fmt: skip
     draw = game.draw()
-    assert len({tuple(s) for s in draw.shifts}) > 1
-    assert all(0 <= i < 4 and 0 <= j < 4 for i, j in draw.shifts)  # 28 of 224 are 4 of 32
+    shifts = draw.shifts.tolist()
+    assert len({tuple(s) for s in shifts}) > 1
+    assert all(0 <= i < 4 and 0 <= j < 4 for i, j in shifts)  # 28 of 224 are 4 of 32
     padded = nn.functional.pad(game.x, (0, 3, 0, 3), "replicate")
-    shifted = [padded[..., i : i + SIZE, j : j + SIZE] for i, j in draw.shifts]
+    shifted = [padded[..., i : i + SIZE, j : j + SIZE] for i, j in shifts]
     wanted = torch.stack([Toy()(s)[0, 0] for s in shifted]).mean()
     value = script.objective_2017(game, [torch.full((1, 1, 3, 3), -30.0)], draw)
     assert float(value) == pytest.approx(float(wanted), rel=1e-5)
@@ -307,7 +309,11 @@ def test_lbfgs_and_adam_reach_the_same_minimum(monkeypatch):
 
 def test_maps_that_become_infinite_are_said(monkeypatch):
     """Instead of an answer that means nothing."""
-    monkeypatch.setitem(script.OBJECTIVES, "tv", lambda game, maps, draw: maps[0].sum() * torch.nan)
+
+    def infinite(game, maps, draw):
+        return sum(m.sum() for m in maps) * torch.nan
+
+    monkeypatch.setitem(script.OBJECTIVES, "tv", infinite)
     assert "no longer finite" in refusal(lambda: list(minimise(make_game(regularizer="tv"))))
 
 

@@ -1,6 +1,8 @@
 """What is only faster: the same values and gradients, and what can't be made faster left right."""
 
+import contextlib
 import copy
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -11,10 +13,170 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 import common.fast
-from common.fast import NORMS, ConvReLU, FastLinear, fold, speed_up_linear, use_channels_last
+from common.fast import (
+    NORMS,
+    ConvReLU,
+    FastLinear,
+    QuickAdam,
+    captured,
+    fold,
+    replaying,
+    speed_up_linear,
+    use_channels_last,
+)
 from tests.helpers import left_alone
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, summed in another order
+
+
+# ------------------------------------------------------------------- graphs, but for the GPU itself
+
+
+class Graph:
+    """Stands in for a CUDA graph: replays by calling the step on the tensors that it was given."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def replay(self):
+        """Compute anew, from the same inputs into the same outputs."""
+        for old, new in zip(self.outputs, self.step(*self.inputs), strict=True):
+            old.copy_(new)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Let tensors of the CPU be captured; return the graphs that were.
+
+    A function to capture is given by :func:`watched`, which tells a graph what it was called with.
+    """
+    made = []
+
+    @contextlib.contextmanager
+    def capture(graph):
+        made.append(graph)
+        yield
+
+    monkeypatch.setattr("common.fast.is_on_gpu", lambda x: True)
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *_: MagicMock())
+    monkeypatch.setattr("torch.cuda.CUDAGraph", lambda: Graph(None))
+    monkeypatch.setattr("torch.cuda.graph", capture)
+    return made
+
+
+def watched(step, graphs):
+    """Make a step note, while it is captured, its inputs and outputs in the graph."""
+
+    def call(*inputs):
+        outputs = step(*inputs)
+        if graphs and graphs[-1].step is None:
+            graphs[-1].step, graphs[-1].inputs, graphs[-1].outputs = step, inputs, outputs
+        return outputs
+
+    return call
+
+
+def squares(x, scale):
+    """Return a sum of squares and its gradient."""
+    with torch.enable_grad():
+        value = scale * (x**2).sum()
+        return value.detach(), *torch.autograd.grad(value, x)
+
+
+def test_off_a_gpu_nothing_is_captured():
+    """The function itself comes back, so that all its results are those of before."""
+    assert captured(squares, torch.ones(2, requires_grad=True), torch.tensor(3.0)) is squares
+
+
+def test_a_graph_computes_what_the_function_does(graphs):
+    """From copies of its arguments, into tensors of its own, and eagerly for other shapes."""
+    example = torch.ones(3, requires_grad=True)
+    graph = captured(watched(squares, graphs), example, torch.tensor(2.0))
+    assert len(graphs) == 1
+    x = torch.randn(3, requires_grad=True)
+    with torch.no_grad():  # a leaf that needs a gradient is written to all the same
+        first = graph(x, torch.tensor(0.5))
+    for found, wanted in zip(first, squares(x, 0.5), strict=True):
+        assert torch.equal(found, wanted)
+    kept = first[1].clone()
+    second = graph(x * 2, torch.tensor(0.5))
+    assert second[1] is first[1]  # the same memory
+    assert torch.equal(second[1], 2 * kept)
+    assert torch.equal(example, torch.ones(3))  # nobody else's is
+    longer = torch.randn(5, requires_grad=True)
+    assert torch.equal(graph(longer, torch.tensor(1.0))[1], 2 * longer)
+    assert len(graphs) == 1
+
+
+def test_what_cannot_be_captured_runs_eagerly(graphs, monkeypatch):
+    """A network of the user's may ask the host for a value; but memory that runs out is said."""
+
+    @contextlib.contextmanager
+    def refuse(graph):
+        yield
+        raise RuntimeError(why)
+
+    monkeypatch.setattr("torch.cuda.graph", refuse)
+    x = torch.ones(3, requires_grad=True)
+    why = "operation not permitted when stream is capturing"
+    assert captured(squares, x, torch.tensor(2.0)) is squares
+    why = "CUDA out of memory"
+    with pytest.raises(RuntimeError, match="memory"):
+        captured(squares, x, torch.tensor(2.0))
+
+
+def test_only_full_chunks_of_one_network_are_replayed(monkeypatch):
+    """Others are explained as ever; a new network, or another setting, is captured anew."""
+    made = []
+
+    def capture(step, *examples):
+        made.append([len(example) for example in examples])
+        return step
+
+    monkeypatch.setattr("common.fast.is_on_gpu", lambda x: True)
+    monkeypatch.setattr("common.fast.captured", capture)
+
+    def explain(network, x, target, score=1):
+        return network * score * x + target.view(-1, 1)
+
+    graph = replaying(explain, 4)
+    assert replaying(explain, 4) is graph
+    for network, n, settings, captures in (
+        (2, 3, (), 0), (2, 4, (), 1), (2, 4, (), 0), (2, 5, (), 0), (3, 4, (), 1), (3, 4, (7,), 1),
+        (3, 4, (7,), 0),
+    ):  # fmt: skip
+        made.clear()
+        x = torch.randn(n, 2)
+        found = graph(network, x, torch.arange(n), *settings)
+        assert torch.equal(found, explain(network, x, torch.arange(n), *settings))
+        assert made == [[4, 4]] * captures
+
+
+# ---------------------------------------------------------------------------------------- QuickAdam
+
+
+def test_adam_without_its_wrappers_is_adam():
+    """The same weights to the last bit, with a closure and a schedule."""
+    found = []
+    for kind in (QuickAdam, torch.optim.Adam):
+        weights = torch.linspace(-1, 1, 5).requires_grad_()
+        optimizer = kind([weights], 0.5, betas=(0.8, 0.99))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+
+        def evaluate(optimizer=optimizer, weights=weights):
+            optimizer.zero_grad()
+            loss = weights.sin().mul(torch.arange(5)).sum()
+            loss.backward()
+            return loss
+
+        for _ in range(9):
+            assert optimizer.step(evaluate).requires_grad
+            schedule.step()
+        assert weights.is_leaf
+        assert torch.is_grad_enabled()
+        found.append(weights.detach())
+    assert torch.equal(*found)
 
 
 # --------------------------------------------------------------------------------------- FastLinear
@@ -531,7 +693,7 @@ def test_a_captured_step_is_called_recorded_and_replayed(monkeypatch):
         seen.append(x)
         return x
 
-    call = common.fast.captured(step, torch.device("cuda"), [optimizer])
+    call = common.fast.captured_step(step, torch.device("cuda"), [optimizer])
     batches = [torch.full((2,), float(i)) for i in range(6)]
     results = [call(batch).clone() for batch in batches]
     assert len(seen) == 4
@@ -545,7 +707,7 @@ def test_a_captured_step_is_called_recorded_and_replayed(monkeypatch):
 
 def test_elsewhere_a_step_stays_as_it_is():
     """On a CPU nothing is captured, and a learning rate is a number."""
-    assert common.fast.captured(max, torch.device("cpu")) is max
+    assert common.fast.captured_step(max, torch.device("cpu")) is max
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(2))], 0.1)
     common.fast.set_rate(optimizer, 0.25)
     assert optimizer.param_groups[0]["lr"] == 0.25

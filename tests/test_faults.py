@@ -463,7 +463,10 @@ def test_a_batch_that_is_too_large_is_halved(
     capsys.readouterr()
     monkeypatch.setattr(explain_perturb, "load_classifier", limited)
     run = explain(explain_perturb, trained, photos, tmp_path / "run", *batch, "3")
-    assert capsys.readouterr().err.count("warning: out of memory: going on with --batch 1\n") == 1
+    said = capsys.readouterr()
+    assert said.err.count("warning: out of memory: going on with --batch 1\n") == 1
+    for image in run["images"]:
+        assert said.out.count(f"{image['path']}: ") == 1
     for ours, expected in zip(run["images"], one["images"], strict=True):
         assert ours["trace"] == expected["trace"]
 

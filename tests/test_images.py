@@ -19,12 +19,16 @@ from PIL import Image, ImageCms
 from common.images import (
     SHEET,
     add_caption,
+    add_title,
     contact_sheet,
     crop_square,
+    gaussian_blur,
     open_picture,
     plot_curves,
     save_gif,
     save_png,
+    side_by_side,
+    to_colours,
     to_grey,
     to_grid,
 )
@@ -234,6 +238,15 @@ def test_crop_square_resizes_and_crops_as_torchvision_does():
     found = crop_square(picture, 56, 56 / 64).numpy()
     assert np.abs(found - wanted)[:, 2:-2, 2:-2].max() < 0.05
     assert np.abs(found - wanted).mean() < 0.005
+
+
+@pytest.mark.parametrize(("size", "sigma"), [(224, 10.0), (28, 1.25), (9, 0.2)])
+def test_a_blur_is_torchvisions(size, sigma):
+    """To the last bit: masks are learned with it."""
+    from torchvision.transforms.v2 import functional as tv
+
+    x = torch.rand(2, 3, size, size)
+    assert torch.equal(gaussian_blur(x, sigma), tv.gaussian_blur(x, 2 * int(3 * sigma) + 1, sigma))
 
 
 # --------------------------------------------------------------------------- read: what isn't one
@@ -490,3 +503,42 @@ def test_a_failed_write_leaves_the_old_file(name, tmp_path, full_disk):
     gc.collect()  # no writer may try again, and complain, when it is disposed of
     assert [f.name for f in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_bytes() == before
+
+
+# ----------------------------------------------------------------------------------------- panels
+
+
+def test_colours_are_matplotlibs_inferno():
+    """To two of 255 in each channel."""
+    import matplotlib
+
+    heat = torch.linspace(0, 1, 256).view(16, 16)
+    wanted = matplotlib.colormaps["inferno"](heat.numpy())[..., :3] * 255
+    assert np.abs(to_colours(heat) - wanted).max() < 2
+
+
+@pytest.mark.parametrize("below", [False, True])
+@pytest.mark.parametrize(
+    "text", ["a", "one\ntwo", "−→ Ж é 猫", "much too long for this picture " * 9]
+)
+def test_a_title_leaves_its_picture_alone(text, below):
+    """Black on white beside it, inside its width if letters of six pixels fit."""
+    picture = noise(60, 90)
+    found = add_title(picture, text, below=below)
+    at, strip = (found[:60], found[60:]) if below else (found[-60:], found[:-60])
+    assert np.array_equal(at, picture)
+    assert strip.min() < 100
+    assert strip.max() == 255
+    assert found.shape == (60 + 22 + 18 * text.count("\n"), 90, 3)
+    assert len(text) > 30 or (strip[:, [0, -1]] == 255).all()
+
+
+def test_pictures_of_any_height_stand_side_by_side():
+    """Each as it is, white between and below."""
+    high, low = noise(20, 8), noise(5, 9)
+    row = side_by_side([high, low], gap=4)
+    assert row.shape == (20, 8 + 9 + 8, 3)
+    assert np.array_equal(row[:, 2:10], high)
+    assert np.array_equal(row[:5, 14:23], low)
+    assert (row[5:, 10:] == 255).all()
+    assert (row[:, 10:14] == 255).all()

@@ -5,15 +5,18 @@ import json
 import os
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import Image
 
 from common.classifiers import Classifier
 from common.device import set_up
 from common.errors import UserError
+from common.images import open_as_it_is
 from common.photos import (
     SAMPLES,
     explain_photos,
@@ -91,7 +94,9 @@ def test_any_name_will_do(name, photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_samples_need_no_file(name, channels):
-    """Each comes with scikit-image, in the channels and of the size that the classifier wants."""
+    """Each is scikit-image's, in the channels and of the size that the classifier wants."""
+    path = Path(skimage.data_dir, SAMPLES[name])
+    assert np.array_equal(open_as_it_is(path), getattr(skimage.data, path.stem)())
     x = read_photo(f"sample:{name}", make_classifier(channels))
     assert x.shape == (1, channels, 32, 32)
     assert x.dtype == torch.float32

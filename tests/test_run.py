@@ -516,6 +516,11 @@ def test_number_refuses_the_rest(kind, low, high, texts, capsys):
         (OSError("cannot write mode F as PNG"), 2, "cannot write mode F as PNG"),
         (MemoryError(), 2, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "out of memory"),
+        (
+            RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be"),
+            2,
+            "the GPU failed (CUDA error: unspecified launch failure): go on with --resume",
+        ),
     ],
 )
 def test_exit_codes(ending, code, words, capsys):
@@ -571,7 +576,8 @@ def test_a_restart_by_torchrun_goes_on(tmp_path, monkeypatch):
 
 def test_a_bug_is_not_hidden():
     """What the user can't mend keeps its traceback, and --help its own end."""
-    for error in (ZeroDivisionError(), RuntimeError("a shape"), SystemExit(0)):
+    asserted = RuntimeError("CUDA error: device-side assert triggered")
+    for error in (ZeroDivisionError(), RuntimeError("a shape"), asserted, SystemExit(0)):
 
         def main(error=error):
             raise error

@@ -63,6 +63,19 @@ def test_importing_a_script_imports_nothing_slow():
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.mark.parametrize("script", [smoothgrad, explain_perturb], ids=lambda script: script.SCRIPT)
+def test_explaining_a_photo_imports_nothing_slow(script, tmp_path):
+    """From photo to panel; torch._dynamo alone, torch.compile's machinery, takes a second."""
+    slow = (*SLOW[:-2], "skimage.io", "torch._dynamo")
+    code = (f"import sys, {script.SCRIPT} as script; script.main(sys.argv[1:]); "
+            f"print([n for n in {slow} if n in sys.modules])")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--dry-run", "--out", tmp_path / "run"],
+        cwd=Path(script.__file__).parent, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
+
+
 @EACH
 def test_a_copied_script_runs_alone_from_another_folder(script, tmp_path):
     """Script plus common/, a bare environment: no download, no traceback, and all files there.

@@ -184,6 +184,20 @@ def test_the_chunk_changes_neither_the_noise_nor_the_map(chunk, sizes):
         torch.testing.assert_close(found.reliability(reduce), usual.reliability(reduce))
 
 
+@pytest.mark.parametrize("side", [8, 5])  # 75 numbers are drawn in a way of their own
+def test_noise_is_the_same_however_it_is_taken(side):
+    """One copy at a time or all at once, across the edges of what is drawn at once."""
+    x = torch.rand(2, 3, side, side)
+    alone = smoothgrad.Noise(x, make_rng("cpu", 4))
+    alone = torch.cat([alone.take(1) for _ in range(21)])
+    draws = smoothgrad.Noise(x, make_rng("cpu", 4))
+    together = [draws.take(count) for count in (3, 0, 17, 1)]
+    assert torch.equal(torch.cat(together), alone)
+    assert alone.shape == (21, 3, side, side)
+    assert alone.std() == pytest.approx(1, abs=0.1)
+    assert len(alone.unique()) == alone.numel()
+
+
 def test_a_batch_is_its_images_one_by_one():
     """Images don't know of each other, each has a target and a sigma of its own."""
     network = make_network()
@@ -390,7 +404,9 @@ def test_a_perfect_map_beats_chance_and_a_wrong_one_does_not():
     network = Corner()
 
     def delete(heat):
-        return deletion_test(network, CHECKERED, 1, heat, torch.Generator().manual_seed(0))
+        blurred = smoothgrad.blur(CHECKERED)
+        rng = torch.Generator().manual_seed(0)
+        return deletion_test(network, CHECKERED, blurred, 1, heat, rng)
 
     before = float(network(CHECKERED).softmax(1)[0, 1])
     assert before > 0.99
@@ -528,11 +544,11 @@ def test_noise_levels_that_look_alike_do_not_overwrite_each_other(run):
 @pytest.mark.parametrize("name", ["$x^ a $\\frac{1$", "猫\nline \udcff %s"])
 def test_a_panel_is_drawn(name, channels, tmp_path, recwarn):
     """For grey and colour, whatever the class is called; without a warning."""
-    heat = np.zeros((32, 32))
+    heat = torch.zeros(32, 32)
     heat[4:12, 20:28] = 1
     records = [{"noise": noise, "samples": 9, "reliability": 0.5, "probability_left": 0.1,
                 "probability_left_random": 0.8} for noise in (0, 0.1)]  # fmt: skip
-    heats = np.stack([heat, heat.T])
+    heats = torch.stack([heat, heat.T])
     photo = torch.rand(channels, 32, 32)
     smoothgrad.draw_panel(tmp_path / "x.png", photo, heats, records, name, "gradient")
     picture = iio.imread(tmp_path / "x.png")[..., :3].astype(int)

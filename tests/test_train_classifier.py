@@ -176,7 +176,7 @@ def test_each_batch_is_augmented_by_a_key_of_its_own(data, tmp_path, monkeypatch
 def test_a_step_reads_no_more_than_its_arguments(data, tmp_path, monkeypatch):
     """As a CUDA graph replays it, the weights are the same, bit for bit."""
     run(tmp_path / "plain", "--epochs", "2", data=data)
-    monkeypatch.setattr(train_classifier, "captured", with_buffers)
+    monkeypatch.setattr(train_classifier, "captured_step", with_buffers)
     run(tmp_path / "replayed", "--epochs", "2", data=data)
     plain, replayed = (
         learnt(tmp_path / name, "train_classifier") for name in ("plain", "replayed")

@@ -417,7 +417,7 @@ def test_a_step_reads_no_more_than_its_arguments(options, monkeypatch):
     """As a CUDA graph replays it: with every step's tensors copied over those of the first."""
     plain = train_some(noise_images(80), 2, *options)
 
-    monkeypatch.setattr(train_dcgan, "captured", with_buffers)
+    monkeypatch.setattr(train_dcgan, "captured_step", with_buffers)
     replayed = train_some(noise_images(80), 2, *options)
     for one, other in zip(plain[:3], replayed[:3], strict=True):
         assert_same(one.state_dict(), other.state_dict())
