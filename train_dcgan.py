@@ -74,6 +74,7 @@ PRETRAINED = Path(__file__).parent / "pretrained/dcgan-emnist"
 WARM_UP = 300  # steps until the learning rate is whole
 COLUMNS = 8  # samples in a row of a grid
 LINE = 30  # characters in a line of --text
+HAND = 0.5  # share of the noise's variance that the characters of a text have in common
 GIF_PIXELS = 25_000_000  # of all frames together
 WIDEST = 31  # classes in a row
 SHORT = 1000  # steps, before which there is little to see
@@ -450,11 +451,15 @@ def score(ema, scorer, counts, args):
     return scorer.score(generate(ema, z, labels), labels if args.conditional else None)
 
 
-def write_text(ema, text, classes, args, rng):
-    """Write a text, each character drawn anew.
+def write_text(ema, text, hand, classes, args, rng):
+    """Write a text, each character drawn anew, but all in one hand.
+
+    What slant and pen belong to is the noise, whatever the class: so the characters share a part
+    of it.
 
     :param torch.nn.Module ema: a conditional generator
     :param str text: characters that the data have, and spaces
+    :param torch.Tensor hand: the part that they share, noise, (1, z_dim)
     :param list[str] classes: names of the classes
     :param argparse.Namespace args: z_dim
     :param torch.Generator rng: where the noise comes from
@@ -464,7 +469,8 @@ def write_text(ema, text, classes, args, rng):
     """
     letters = "".join(text.split())
     labels = torch.tensor([find_letter(classes, letter) for letter in letters])
-    images = torch.cat(list(generate(ema, draw_z(len(letters), args, rng), labels))).cpu()
+    z = HAND**0.5 * hand + (1 - HAND) ** 0.5 * draw_z(len(letters), args, rng)
+    images = torch.cat(list(generate(ema, z, labels))).cpu()
     space = torch.zeros_like(images[0, :, :, : args.size // 3])
     parts = []
     drawn = iter(images)
@@ -655,7 +661,7 @@ def sample(args, argv):
     state = load_checkpoint(PRETRAINED if args.sample == "pretrained" else args.sample, SCRIPT)
     run_args = saved_args(get_parser(), state["args"])  # the networks and the data are its own
     vars(run_args).update(fid=args.fid, data_dir=args.data_dir, seed=args.seed)
-    if (args.only or args.text) and not run_args.conditional:
+    if (args.only or args.text is not None) and not run_args.conditional:
         raise UserError(f"{args.sample} was told of no classes: train with --conditional")
     device = set_up(args.cuda, args.seed, args.device)
     counts = state["class_counts"]
@@ -666,16 +672,19 @@ def sample(args, argv):
     ema.to(device, torch.float32)  # a generator.pt holds half the digits
     rng = make_rng("cpu", args.seed)
     text = None
-    if args.text:
-        lines = textwrap.wrap(args.text, LINE) or [""]
-        text = stack([write_text(ema, line, classes, run_args, rng) for line in lines])
+    if args.text is not None:
+        lines = textwrap.wrap(args.text, LINE)
+        if not lines:
+            raise UserError("there is nothing to write: give --text some letters")
+        hand = draw_z(1, run_args, rng)
+        text = stack([write_text(ema, line, hand, classes, run_args, rng) for line in lines])
     scorer = load_scorer(run_args, device)
     folder = open_run(SCRIPT, args.out)
     if not is_first():
         return {}
 
     epochs = len(state["history"])
-    if args.text:
+    if args.text is not None:
         save_png(folder / "text.png", to_grid(text[None], 1, scale=4))
         print(f"{args.text!r} after {epochs} epochs: {folder}/text.png")
     else:
@@ -741,7 +750,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.sample:
         return sample(args, argv)
-    if args.only or args.text or args.pngs:
+    if args.only or args.text is not None or args.pngs:
         raise UserError("--class, --text and --pngs draw from a finished run: add --sample RUN")
     state = None
     if args.resume:

@@ -500,10 +500,11 @@ def test_a_text_is_written_letter_by_letter():
     generator = nn.Linear(1, 1)
     generator.forward = draw
     rng = torch.Generator().manual_seed(0)
-    picture = train_dcgan.write_text(generator, "ab  B 1", classes, args, rng)
+    hand = torch.zeros(1, 100)
+    picture = train_dcgan.write_text(generator, "ab  B 1", hand, classes, args, rng)
     assert asked == [0, 1, 3, 4]
     assert picture.shape == (1, 28, 4 * 6 + 2 * 9)  # four pixels of ink and a margin of one
-    assert "é" in refusal(train_dcgan.write_text, generator, "é", classes, args, rng)
+    assert "é" in refusal(train_dcgan.write_text, generator, "é", hand, classes, args, rng)
     assert train_dcgan.trim(torch.zeros(1, 28, 28)).shape == (1, 28, 28)
     lines = train_dcgan.stack([torch.ones(1, 28, 5), torch.ones(1, 28, 9)])
     assert lines.shape == (1, 56, 9)
@@ -669,6 +670,7 @@ def test_a_conditional_run_from_training_to_text(classifier, data, tmp_path):
     assert picture.shape[0] == 4 * 28
     assert picture.shape[1] > 4 * 9 * 3
     assert "ß" in refusal(train_dcgan.main, ["--sample", model, "--text", "Straße"])
+    refusal(train_dcgan.main, ["--sample", model, "--text", " "])
 
 
 def test_colour_at_another_size(tmp_path):
