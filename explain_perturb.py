@@ -259,12 +259,12 @@ class Draw(NamedTuple):
     """What is random in a step. The same for all photos, so that a batch changes no result.
 
     ``shifts`` of the photo under the mask, up and left for each of P pictures, in pixels, (P, 2);
-    ``areas``, (P,); ``progress``, (), 1 in the last step.
+    ``areas``, (P,); ``area_weight``, (), which grows.
     """
 
     shifts: torch.Tensor
     areas: torch.Tensor
-    progress: torch.Tensor
+    area_weight: torch.Tensor
 
 
 class Game:
@@ -322,7 +322,9 @@ class Game:
         low = self.areas[0].log()
         high = self.areas[-1].log()
         areas = (low + (high - low) * place / strata).exp()
-        return Draw(shifts, areas, areas.new_tensor(progress, dtype=torch.float64))
+        # Masks of the right area from the start never find the class: the area comes to count.
+        weight = areas.new_full((), self.settings.area_weight * progress**2)
+        return Draw(shifts, areas, weight)
 
     def perturb(self, m, shifts):
         """Put the reference where m is 0: z = m x(. + tau) + (1 - m) r(. + tau).
@@ -372,9 +374,7 @@ def objective_2017(game, maps, draw):
 def objective_2019(game, maps, draw):
     """S(z) + weight |sort(u) - (0 ... 0 1 ... 1)|^2, a mask u for each area; for each photo."""
     u = smooth_max(sum_levels(maps).sigmoid())  # (N, K, s, s)
-    # Masks of the right area from the start never find the class: the area comes to count.
-    weight = game.settings.area_weight * draw.progress**2
-    return game.value(u, draw) + weight * area_penalty(u, game.areas).mean(1)
+    return game.value(u, draw) + draw.area_weight * area_penalty(u, game.areas).mean(1)
 
 
 def objective_nested(game, maps, draw):
@@ -415,9 +415,9 @@ def minimise(game):
     optimizer = make_optimizer(maps, settings)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    def differentiate(shifts, areas, progress, *maps):
+    def differentiate(shifts, areas, area_weight, *maps):
         with torch.enable_grad():
-            value = objective(game, maps, Draw(shifts, areas, progress))
+            value = objective(game, maps, Draw(shifts, areas, area_weight))
             return value.detach(), *torch.autograd.grad(value.sum(), maps)
 
     def evaluate(draw, values):

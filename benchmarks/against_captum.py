@@ -5,9 +5,12 @@
 
 All explain the same class of the same photo by the same EfficientNet-Lite0, each in a process of
 its own. Ours is as smoothgrad.py runs: set_up() and load_classifier(), hence frozen, BatchNorm
-folded, channels last, 8 copies at once. The peers get what a user would give them: timm's network
+folded, channels last, 8 copies at once. The peers get what a user would give them: the network
 with the same weights, in eval mode, with the normalisation in front so that their inputs are pixels
 too; channels first, nothing folded, nothing frozen, torch as it comes.
+
+With --cuda all compute on the GPU; ours in chunks of up to 64, each a graph, and memory is what the
+GPU has reserved for a process.
 
 Equality: the peers are fed our noise, and each of their maps is compared with ours of the same
 definition. Time: each draws its own noise; the processes compute in turn, never at once, round

@@ -5,7 +5,7 @@
 
 All explain the same class of the same photos by the same EfficientNet-Lite0, each library in a
 process of its own. Ours is as compare_explanations.py runs. The peers get what a user would give
-them: timm's network with the same weights, in eval mode, channels first, nothing folded, nothing
+them: the plain network with the same weights, in eval mode, channels first, nothing folded, nothing
 frozen, torch as it comes. For captum and pytorch-grad-cam the normalisation is a layer in front, so
 that noise and baselines mean what ours mean; TorchRay blurs and masks normalised pictures.
 

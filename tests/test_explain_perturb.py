@@ -206,7 +206,7 @@ def test_objective_2019_is_the_score_and_the_distance_from_the_areas():
     """A mask for each area, each deleted and kept; the penalty grows with the square of time."""
     masks = torch.stack([U, U.T**2])
     areas = (0.2, 0.5)
-    draw = script.Draw(torch.zeros(4, 2, dtype=torch.long), None, torch.tensor(0.5))
+    draw = make_game(regularizer="area").draw(0.5)._replace(shifts=torch.zeros(4, 2, dtype=int))
     found = evaluate(masks, draw, regularizer="area", game="both", areas=areas, keep_weight=0.25)
     u = smooth_max(masks.unsqueeze(0))
     deleted = sum(score_by_hand(one, False) for one in u[0])
