@@ -505,7 +505,7 @@ def test_processes_complain_once_and_leave_their_group(data, tmp_path):
     os.kill(children[1], signal.SIGTERM)  # as torchrun does when one has failed
     assert wait(children[1]) == -signal.SIGTERM
     assert logs[0].read_text().count("error: ") == 1
-    assert logs[1].read_text() == ""
+    assert not logs[1].exists() or logs[1].read_text() == ""  # it may die before it has a log
 
     children, logs = group(
         lambda rank: train(train_classifier, tmp_path / "run", data, "--batch-size", "8"), tmp_path
