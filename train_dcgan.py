@@ -10,8 +10,14 @@ non-saturating loss of section 3):
 
     python train_dcgan.py --epochs 100 --cuda
 
-Images are 28 x 28 pixels. On two CPU cores an epoch of MNIST takes two minutes
-(AMD) or four (Intel); most digits are legible after three epochs.
+With --conditional both are told the class y of an image: G's noise is joined by
+a vector for y, and D adds to its logit the inner product of its features with
+another (Miyato & Koyama 2018, arXiv 1802.05637). Such a GAN writes:
+
+    python train_dcgan.py --sample pretrained --text "Hello 2026"
+
+Images are 28 x 28 pixels, or --size. On two CPU cores an epoch of MNIST takes
+two minutes (AMD) or four (Intel); most digits are legible after three epochs.
 
 Without BatchNorm1d after the linear layers (--no-linear-bn) G never catches
 up, and all its samples collapse into one: results/README.md shows samples with
@@ -21,8 +27,9 @@ scored by --fid.
 Differences from the paper: 28 x 28 pixels, hence two linear layers that lead to
 5 x 5 feature maps, and other kernel sizes; sigmoid and [0, 1] in place of tanh
 and [-1, 1]; the output bias starts at the data's mean brightness; z is normal,
-not uniform; a larger learning rate and smaller batches; samples come from a
-moving average of G's weights (--ema 0 turns it off).
+not uniform; smaller batches; a larger learning rate, that climbs for 300 steps
+and of which D takes half; samples come from a moving average of G's weights
+(--ema 0 turns it off).
 """
 
 import argparse

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 import train_dcgan
+from common.classifiers import load_classifier
 from common.data import Dataset, load_dataset
 from common.fid import SCORES
 from common.glyphs import CLASSES
@@ -671,6 +672,18 @@ def test_a_conditional_run_from_training_to_text(classifier, data, tmp_path):
     assert picture.shape[1] > 4 * 9 * 3
     assert "ß" in refusal(train_dcgan.main, ["--sample", model, "--text", "Straße"])
     refusal(train_dcgan.main, ["--sample", model, "--text", " "])
+
+
+def test_what_comes_with_the_repository_writes_and_reads(tmp_path):
+    """The generator writes a digit that the classifier beside it reads."""
+    words = ["--sample", "pretrained", "--class", "7", "-n", "32", "--out", str(tmp_path)]
+    train_dcgan.main(words)
+    images = torch.from_numpy(np.load(tmp_path / "samples.npz")["images"])
+    folder = train_dcgan.PRETRAINED.parent / "classifier-emnist"
+    classifier = load_classifier(str(folder), torch.device("cpu"))
+    with torch.no_grad():
+        read = classifier.network(images / 255).argmax(1)
+    assert (read == classifier.classes.index("7")).double().mean() > 0.9
 
 
 def test_colour_at_another_size(tmp_path):
