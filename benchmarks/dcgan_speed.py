@@ -32,9 +32,9 @@ import common.device
 import train_dcgan
 from common.data import load_dataset, open_with_torchvision
 from common.device import make_rng
-from common.fast import FastLinear
+from common.fast import FastLinear, captured_step
 
-CHANGES = ("nn.Linear", "channels first", "unfused Adam", "D not frozen for G",
+CHANGES = ("no CUDA graph", "nn.Linear", "channels first", "unfused Adam", "D not frozen for G",
            "biases before BatchNorm", "no EMA", "bfloat16")  # fmt: skip
 
 
@@ -137,7 +137,8 @@ def our_loop(images, args, device, change=None):
         use_plain_linear(networks)
     if change == "biases before BatchNorm":
         add_biases(networks)
-    if change == "channels first":
+    amp = change == "bfloat16"
+    if change == "channels first" or (device.type == "cuda" and not amp):
         for network in networks:
             network.to(memory_format=torch.contiguous_format)
     if change == "D not frozen for G":
@@ -150,20 +151,25 @@ def our_loop(images, args, device, change=None):
     images = images.to(device)
     labels = torch.zeros(args.batch_size, dtype=torch.int64, device=device)  # which nothing reads
     rng = make_rng(device, 0)
-    amp = change == "bfloat16"
+    share = torch.tensor(1 - args.ema, device=device)
+    totals = torch.zeros(4, device=device)
+
+    def step(chosen, z):
+        real = images[chosen].float().div_(255)
+        totals.add_(
+            train_dcgan.train_step(generator, discriminator, optimizers, real, labels, z, amp)
+        )
+        if change != "no EMA":
+            train_dcgan.update_ema(ema, generator, share)
+
+    if change != "no CUDA graph":
+        step = captured_step(step, device, optimizers)
 
     def run(n):
         started = time.perf_counter()
         order = torch.randperm(len(images)).to(device)
-        totals = torch.zeros(4, device=device)
         for chosen in order.split(args.batch_size)[:n]:
-            real = images[chosen].float().div_(255)
-            z = train_dcgan.draw_z(args.batch_size, args, rng)
-            totals += train_dcgan.train_step(
-                generator, discriminator, optimizers, real, labels, z, amp
-            )
-            if change != "no EMA":
-                train_dcgan.update_ema(ema, generator, 1 - args.ema)
+            step(chosen, train_dcgan.draw_z(args.batch_size, args, rng))
         totals.tolist()  # waits for the GPU
         return time.perf_counter() - started
 
