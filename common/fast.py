@@ -51,6 +51,39 @@ def is_on_gpu(x):
     return x.device.type == "cuda"
 
 
+def run_beside(step, *tensors):
+    """Call a function on a stream of its own, as CUDA asks for before it is recorded."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        result = step(*tensors)
+    torch.cuda.current_stream().wait_stream(side)
+    return result
+
+
+def record(step, inputs):
+    """Record a call as a CUDA graph; recording computes nothing.
+
+    :param Callable step: from tensors to a tensor, a tuple of them, or nothing
+    :param list[torch.Tensor] inputs: belong to the graph from now on
+    :return: copies its arguments over the inputs, and replays; its results lie always in the same
+        memory
+    :rtype: Callable
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = step(*inputs)
+
+    def replay(*arguments):
+        with torch.no_grad():
+            for static, argument in zip(inputs, arguments, strict=True):
+                static.copy_(argument)
+        graph.replay()
+        return outputs
+
+    return replay
+
+
 def captured(step, *examples):
     """Capture a function of tensors as one CUDA graph: a call is one launch in place of hundreds.
 
@@ -67,31 +100,20 @@ def captured(step, *examples):
     inputs = [
         example.detach().clone().requires_grad_(example.requires_grad) for example in examples
     ]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # libraries choose kernels and allocate, which a graph can't
-            step(*inputs)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
+    for _ in range(WARM_UP):  # libraries choose kernels and allocate, which a graph can't
+        run_beside(step, *inputs)
     try:
-        with torch.cuda.graph(graph):
-            outputs = step(*inputs)
+        replay = record(step, inputs)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         return step  # a network that asks the host for a value can't be captured
 
-    def replay(*arguments):
-        if [a.shape for a in arguments] != [i.shape for i in inputs]:
-            return step(*arguments)
-        with torch.no_grad():
-            for static, argument in zip(inputs, arguments, strict=True):
-                static.copy_(argument)
-        graph.replay()
-        return outputs
+    def call(*arguments):
+        fits = [a.shape for a in arguments] == [i.shape for i in inputs]
+        return replay(*arguments) if fits else step(*arguments)
 
-    return replay
+    return call
 
 
 @functools.lru_cache(maxsize=2)  # a graph holds the memory of its call
@@ -116,6 +138,57 @@ def replaying(explain, size):
         return graph(x, target)
 
     return call
+
+
+def captured_step(step, device, optimizers=()):
+    """Turn a step of a training into one CUDA graph; elsewhere return it as it is.
+
+    A step of small kernels takes a GPU less time than it takes Python to launch them. As a graph
+    they are launched together. The first calls run as they are: libraries choose their algorithms,
+    and optimizers make their state. The next is recorded; all later ones copy their arguments over
+    those of the recorded call, and replay it.
+
+    :param Callable step: from tensors on the device to a tensor or nothing; it may change networks,
+        optimizers and sums in place, and must not ask the GPU for a number
+    :param torch.device device: where it computes
+    :param Iterable[torch.optim.Optimizer] optimizers: those that it uses
+    :return: the same function; its arguments must keep their shapes, and what it returns is
+        overwritten by the next call. With an optimizer that can't be captured, ``step`` itself
+    :rtype: Callable
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    # Other optimizers read their learning rate as a number, which would be recorded as it is now.
+    fit = all(group.get("fused") or "capturable" in group for group in groups)
+    # Gradients of several processes are averaged by NCCL, between the launches.
+    if device.type != "cuda" or torch.distributed.is_initialized() or not fit:
+        return step
+    for group in groups:
+        group["capturable"] = True
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+    for optimizer in optimizers:
+        optimizer._warned_capturable_if_run_uncaptured = True  # the first calls run uncaptured
+    calls = 0
+    replay = None
+
+    def call(*tensors):
+        nonlocal calls, replay
+        calls += 1
+        if calls <= WARM_UP:
+            return run_beside(step, *tensors)
+        if replay is None:
+            replay = record(step, [tensor.clone() for tensor in tensors])
+        return replay(*tensors)
+
+    return call
+
+
+def set_rate(optimizer, rate):
+    """Set a learning rate, a number; where a CUDA graph reads it, in its memory."""
+    for group in optimizer.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 # ------------------------------------------------------------------------------- on any processor
@@ -178,67 +251,6 @@ def speed_up_linear(network):
     for module in network.modules():
         if type(module) is nn.Linear:
             module.__class__ = FastLinear
-
-
-def captured_step(step, device, optimizers=()):
-    """Turn a step of a training into one CUDA graph; elsewhere return it as it is.
-
-    A step of small kernels takes a GPU less time than it takes Python to launch them. As a graph
-    they are launched together. The first calls run as they are: libraries choose their algorithms,
-    and optimizers make their state. The next is recorded; all later ones copy their arguments over
-    those of the recorded call, and replay it.
-
-    :param Callable step: from tensors on the device to a tensor or nothing; it may change networks,
-        optimizers and sums in place, and must not ask the GPU for a number
-    :param torch.device device: where it computes
-    :param Iterable[torch.optim.Optimizer] optimizers: those that it uses
-    :return: the same function; its arguments must keep their shapes, and what it returns is
-        overwritten by the next call
-    :rtype: Callable
-    """
-    # Gradients of several processes are averaged by NCCL, between the launches.
-    if device.type != "cuda" or torch.distributed.is_initialized():
-        return step
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["capturable"] = True
-            if group.get("fused"):  # a number would be recorded as it is now
-                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
-        optimizer._warned_capturable_if_run_uncaptured = True  # the first calls run uncaptured
-    side = torch.cuda.Stream()
-    graph = torch.cuda.CUDAGraph()
-    arguments = []
-    results = []
-    calls = 0
-
-    def call(*tensors):
-        nonlocal calls
-        calls += 1
-        if calls <= WARM_UP:
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                result = step(*tensors)
-            torch.cuda.current_stream().wait_stream(side)
-            return result
-        if not arguments:
-            arguments.extend(tensor.clone() for tensor in tensors)
-            with torch.cuda.graph(graph):
-                results.append(step(*arguments))
-        for argument, tensor in zip(arguments, tensors, strict=True):
-            argument.copy_(tensor)
-        graph.replay()
-        return results[0]
-
-    return call
-
-
-def set_rate(optimizer, rate):
-    """Set a learning rate, a number; where a CUDA graph reads it, in its memory."""
-    for group in optimizer.param_groups:
-        if torch.is_tensor(group["lr"]):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
 
 
 def use_channels_last(network):
