@@ -14,4 +14,5 @@ def end_in_one_line(kind, error, trace):
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = end_in_one_line
+if sys.excepthook is sys.__excepthook__:  # who has a hook of his own keeps it
+    sys.excepthook = end_in_one_line
