@@ -313,7 +313,7 @@ def warm_up(optimizers, seen, args):
     """Set the learning rate of a step: in a straight line up to its whole, after WARM_UP steps.
 
     BatchNorm makes a layer's output independent of the size of its weights, which begin small: at
-    the whole rate the first steps would turn them about, and some seeds never recover.
+    the whole rate the first steps would turn them about, and a run may never recover.
 
     :param tuple optimizers: of G's parameters, and of D's
     :param int seen: how many steps there were before
@@ -592,7 +592,8 @@ def learning_rates(args):
 
     Adam moves each weight by the same step, and a unit's output by the steps of all its inputs: the
     wider a network is, the smaller they must be. D learns at half of G's rate (two time scales,
-    Heusel et al. 2017, arXiv 1706.08500, here in the other direction), or it wins on little data.
+    Heusel et al. 2017, arXiv 1706.08500, there the other way round): told the classes, it would win
+    while G still draws each in one way (benchmarks/README.md).
     """
     if args.optimizer == "sgd":
         rate = args.lr or 0.01
@@ -678,7 +679,6 @@ def sample(args, argv):
     restore({"ema": ema}, state)
     ema.to(device, torch.float32)  # a generator.pt holds half the digits
     rng = make_rng("cpu", args.seed)
-    text = None
     if args.text is not None:
         lines = textwrap.wrap(args.text, LINE)
         if not lines:
@@ -704,7 +704,8 @@ def sample(args, argv):
         save_png(folder / "samples.png", to_grid(images[:1024], columns))
         with replacing(folder / "samples.npz") as part:
             pixels = (images * 255).round().byte().numpy()
-            np.savez_compressed(part, images=pixels, labels=labels.numpy())
+            told = {"labels": labels.numpy()} if run_args.conditional else {}
+            np.savez_compressed(part, images=pixels, **told)
         if args.pngs:
             (folder / "samples").mkdir(exist_ok=True)
             for i, image in enumerate(images):
@@ -784,12 +785,10 @@ def main(argv=None):
     counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist()
 
     generator, discriminator = make_networks(args, images.shape[1], len(data.classes))
-    # cuDNN is faster in float32 with channels first.
-    layout = torch.contiguous_format if device.type == "cuda" and not args.amp else None
     for network in (generator, discriminator):
         network.to(device)
-        if layout:
-            network.to(memory_format=layout)
+        if device.type == "cuda" and not args.amp:  # in float32 cuDNN is faster with channels first
+            network.to(memory_format=torch.contiguous_format)
     init_brightness(generator, images)
     ema = copy.deepcopy(generator)
     optimizers = make_optimizers((generator, discriminator), args)
@@ -798,9 +797,8 @@ def main(argv=None):
              "g_optimizer": optimizers[0], "d_optimizer": optimizers[1]}  # fmt: skip
 
     scorer = load_scorer(args, device)
-    ceiling = (
-        score(ema, scorer, counts, args) if scorer else None
-    )  # the score of the untrained generator
+    # What the untrained generator scores, and what training images would.
+    ceiling = score(ema, scorer, counts, args) if scorer else None
     floor = scorer.floor["fid"] if scorer else None
 
     history = []

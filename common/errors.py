@@ -274,10 +274,8 @@ def number(kind, low, high=None):
     :rtype: Callable[[str], float]
     """
     largest = high
-    if high is None:
-        largest = (
-            2**31 - 1 if kind is int else 1e30
-        )  # a float32 has room for more, but not for what is made of it
+    if high is None:  # a float32 has room for more, but not for what is made of it
+        largest = 2**31 - 1 if kind is int else 1e30
 
     def convert(text):
         value = kind(text)

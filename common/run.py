@@ -297,7 +297,6 @@ def is_row(value):
     )  # fmt: skip
 
 
-# What the plain entries of a checkpoint are, whoever wrote it.
 def is_count(value):
     """Tell whether a value says how many there are of each name, and of any at all."""
     return (
@@ -308,6 +307,7 @@ def is_count(value):
     )
 
 
+# What the plain entries of a checkpoint are, whoever wrote it.
 FORMS = {
     "script": is_name,
     "args": lambda value: isinstance(value, dict),
