@@ -595,6 +595,7 @@ def test_a_signal_ends_in_one_line_that_says_how_to_go_on(begun, signum, tmp_pat
         (tmp_path / "checkpoint.pt").touch()
 
     def main():
+        signal.signal(signum, signal.SIG_DFL)  # the tests may run under nohup, which ignores one
         with interruptible("train", tmp_path):
             print("ready", flush=True)
             while True:
